@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* The one definition of what crosses from the kernel to Go.
+ *
+ * bpf2go turns these types into Go (internal/probe); named enums carry the
+ * constants, since #defines and anonymous enums would be lost on the way.
+ * Little-endian only.
+ */
+#ifndef TCPTRACE_EVENT_H
+#define TCPTRACE_EVENT_H
+
+/* What happened. Values are never reused: dumps keep them. */
+enum tcptrace_kind {
+	KIND_NONE = 0,
+	KIND_STATE = 1,           /* inet_sock_set_state: old_state -> new_state */
+	KIND_LISTEN = 2,          /* listen() entered: l.backlog is the raw argument */
+	KIND_ACCEPT = 3,          /* accept() returned this socket */
+	KIND_SHUTDOWN = 4,        /* shutdown() called: reason = how (0 RD, 1 WR, 2 RDWR) */
+	KIND_SYN_DROPPED = 5,     /* SYN met a full accept queue and was dropped */
+	KIND_SYN_QUEUE_FULL = 6,  /* SYN met a full request queue: cookie or drop */
+	KIND_ACK_OVERFLOW = 7,    /* final ACK met a full accept queue */
+	KIND_SYNACK_RETRANS = 8,  /* SYN-ACK retransmitted; sock = request */
+	KIND_RETRANSMIT = 9,      /* segment retransmitted */
+	KIND_RTO = 10,            /* retransmission timer expired */
+	KIND_RST_SENT = 11,       /* reason = enum sk_rst_reason, 0 where the kernel has none */
+	KIND_RST_RECEIVED = 12,
+	KIND_REQUEST_ABORTED = 13,/* half-open request killed; reason = TCP flags of the killer, 0: not by a segment */
+	KIND_SNAPSHOT = 14,       /* a socket that exists now (iterator, not ring) */
+};
+
+/* Bits of tcptrace_event.flags. */
+enum tcptrace_flag {
+	FLAG_DEAD = 1 << 0,          /* SOCK_DEAD: no process holds it (orphan) */
+	FLAG_DONE = 1 << 1,          /* SOCK_DONE: FIN was received */
+	FLAG_KEEPALIVE = 1 << 2,     /* SO_KEEPALIVE on */
+	FLAG_LINGER = 1 << 3,        /* SO_LINGER on */
+	FLAG_SHUT_RD = 1 << 4,       /* sk_shutdown & RCV_SHUTDOWN */
+	FLAG_SHUT_WR = 1 << 5,       /* sk_shutdown & SEND_SHUTDOWN */
+	FLAG_RST = 1 << 6,           /* ACK_OVERFLOW: answered by RST (abort_on_overflow) */
+	FLAG_COOKIE = 1 << 7,        /* ACK_OVERFLOW: the ACK carried a SYN cookie; SYN_QUEUE_FULL: a cookie was sent */
+	FLAG_TIME_WAIT = 1 << 8,     /* STATE to CLOSE: handed to a TIME_WAIT minisocket in state TIME_WAIT */
+	FLAG_TIME_WAIT_FW2 = 1 << 9, /* the same, minisocket in state FIN_WAIT2 (orphan) */
+	FLAG_AMBIGUOUS = 1 << 10,    /* the listener is one of several on this port (SO_REUSEPORT) */
+	FLAG_NO_SOCKET = 1 << 11,    /* RST_SENT: no full socket; addresses from the segment answered */
+	FLAG_LINGER_ZERO = 1 << 12,  /* SO_LINGER with timeout 0 */
+	FLAG_INFERRED = 1 << 13,     /* SYN_DROPPED, SYN_QUEUE_FULL, ACK_OVERFLOW: concluded from the queue after the fact (tracepoint-only mode) */
+	FLAG_PROCESS = 1 << 14,      /* pid, comm, cgroup are the process that did this, by system call */
+};
+
+/* Why an event never reached the ring; index into the lost map. */
+enum tcptrace_lost {
+	LOST_RING_FULL = 0,   /* bpf_ringbuf_reserve failed */
+	LOST_MAP_FULL = 1,    /* a map had no room for what an event needed */
+	LOST_UNREADABLE = 2,  /* kernel memory could not be read */
+	LOST_CAUSES = 3,
+};
+
+/* Counters held against the kernel's own; index into audit values. */
+enum tcptrace_audit {
+	AUDIT_LISTEN_OVERFLOWS = 0,
+	AUDIT_LISTEN_DROPS = 1,
+	AUDIT_OUT_RSTS = 2,
+	AUDIT_ESTAB_RESETS = 3,
+	AUDIT_ATTEMPT_FAILS = 4,
+	AUDIT_PASSIVE_OPENS = 5,
+	AUDIT_COUNTERS = 6,
+};
+
+/* Traffic of a full socket at the moment of the event. */
+struct tcptrace_traffic {
+	__u64 bytes_sent;      /* payload sent, without retransmissions */
+	__u64 bytes_received;  /* payload received in order */
+	__u32 srtt_us;
+	__u32 retransmits;     /* segments retransmitted over the whole life */
+	__u32 unread;          /* bytes received that nobody has read: Recv-Q */
+	__u32 unacked;         /* bytes written and not acknowledged: Send-Q */
+};
+
+/* A listener's facts at the moment of the event, of its own namespace. */
+struct tcptrace_listener {
+	__u64 listener;        /* identity of the listening socket */
+	__u32 queue_len;       /* sk_ack_backlog: completed connections waiting for accept() */
+	__u32 queue_limit;     /* sk_max_ack_backlog = min(backlog, somaxconn); full when len > limit */
+	__u32 syn_queue_len;   /* half-open requests */
+	__u32 somaxconn;       /* net.core.somaxconn */
+	__u32 backlog;         /* LISTEN: the raw argument of listen() */
+	__u8 abort_on_overflow;/* net.ipv4.tcp_abort_on_overflow */
+	__u8 syncookies;       /* net.ipv4.tcp_syncookies */
+	__u8 attempt;          /* SYNACK_RETRANS: how many so far, this one included */
+	__u8 _pad;
+};
+
+struct tcptrace_event {
+	__u64 time;            /* CLOCK_BOOTTIME, ns */
+	__u64 sock;            /* identity: socket cookie, or the address where the kernel gives none; 0 unknown */
+	__u64 cgroup;          /* cgroup v2 id, where FLAG_PROCESS */
+	__u32 netns;           /* inode number */
+	__u32 pid;             /* thread group, as seen from the initial namespace; where FLAG_PROCESS */
+	__u8 comm[16];         /* of the thread group's leader; where FLAG_PROCESS */
+	__u8 local[16];        /* IPv4 as ::ffff:a.b.c.d */
+	__u8 remote[16];
+	__u16 local_port;      /* host order */
+	__u16 remote_port;
+	__u8 kind;             /* enum tcptrace_kind */
+	__u8 old_state;        /* kernel's TCP states; the current state where nothing changes */
+	__u8 new_state;
+	__u8 attempt;          /* RETRANSMIT, RTO: icsk_retransmits (0: not timer-driven); SYN_SENT to CLOSE: SYN retransmissions */
+	__u16 err;             /* sk_err, an errno */
+	__u16 flags;           /* enum tcptrace_flag */
+	__u32 reason;          /* see the kind */
+	union {
+		struct tcptrace_traffic t;
+		struct tcptrace_listener l;
+	};
+};
+_Static_assert(sizeof(struct tcptrace_event) == 128, "the event's size is part of the format");
+
+/* One line of the socket inventory (iter/tcp). */
+struct tcptrace_socket {
+	struct tcptrace_event ev;    /* kind SNAPSHOT; l for LISTEN, else t */
+	__u64 inode;                 /* socket inode, 0: orphan */
+	__u32 uid;
+	__u32 keepalive_time;        /* s; per socket or the namespace's default */
+	__u32 keepalive_intvl;       /* s */
+	__u32 keepalive_probes;
+	__u32 idle_ms;               /* since the last segment was received */
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct tcptrace_socket) == 160, "the inventory line's size is part of the format");
+
+#endif

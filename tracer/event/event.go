@@ -1,0 +1,231 @@
+// Package event defines what tcptrace observes: one [Event] for each thing
+// that happened to a TCP socket, and the [Namespace] facts needed to judge it.
+//
+// It is a leaf: standard library only, no kernel, no files, no clock. Values
+// are plain data and safe to copy.
+package event
+
+import (
+	"bytes"
+	"net/netip"
+	"time"
+)
+
+// Kind says what happened. The numbers are those of bpf/event.h and are never
+// reused, since dumps keep them.
+type Kind uint8
+
+const (
+	KindNone           Kind = 0
+	KindState          Kind = 1  // Old -> New
+	KindListen         Kind = 2  // listen() called: Listener.Backlog is the raw argument
+	KindAccept         Kind = 3  // accept() returned this socket
+	KindShutdown       Kind = 4  // shutdown() called: Reason 0 RD, 1 WR, 2 RDWR
+	KindSYNDropped     Kind = 5  // a SYN met a full accept queue and was dropped; Sock 0
+	KindSYNQueueFull   Kind = 6  // a SYN met a full request queue: cookie (FlagCookie) or dropped; Sock 0
+	KindACKOverflow    Kind = 7  // a final ACK met a full accept queue: RST (FlagRST) or dropped; Sock = request
+	KindSYNACKRetrans  Kind = 8  // SYN-ACK retransmitted; Sock = request
+	KindRetransmit     Kind = 9  // a segment was retransmitted; New = state, SYN_SENT means the SYN
+	KindRTO            Kind = 10 // the retransmission timer expired; Attempt counts
+	KindRSTSent        Kind = 11 // Reason = enum sk_rst_reason, 0 where the kernel names none
+	KindRSTReceived    Kind = 12
+	KindRequestAborted Kind = 13 // a half-open request was killed by RST or SYN; Sock = request
+	KindSnapshot       Kind = 14 // a socket that exists now: Inventory is set
+)
+
+// State is a TCP state with the kernel's number (include/net/tcp_states.h).
+type State uint8
+
+const (
+	StateUnknown     State = 0
+	StateEstablished State = 1
+	StateSynSent     State = 2
+	StateSynRecv     State = 3
+	StateFinWait1    State = 4
+	StateFinWait2    State = 5
+	StateTimeWait    State = 6
+	StateClose       State = 7
+	StateCloseWait   State = 8
+	StateLastAck     State = 9
+	StateListen      State = 10
+	StateClosing     State = 11
+	StateNewSynRecv  State = 12
+)
+
+// Flags qualify an Event; see bpf/event.h.
+type Flags uint16
+
+const (
+	FlagDead        Flags = 1 << 0  // no process holds the socket (orphan)
+	FlagDone        Flags = 1 << 1  // the peer's FIN was received
+	FlagKeepalive   Flags = 1 << 2  // SO_KEEPALIVE on
+	FlagLinger      Flags = 1 << 3  // SO_LINGER on
+	FlagShutRD      Flags = 1 << 4  // receiving shut down (by FIN or by the application)
+	FlagShutWR      Flags = 1 << 5  // sending shut down
+	FlagRST         Flags = 1 << 6  // KindACKOverflow: answered by RST
+	FlagCookie      Flags = 1 << 7  // a SYN cookie was sent (KindSYNQueueFull) or came back (KindACKOverflow)
+	FlagTimeWait    Flags = 1 << 8  // to CLOSE: lives on as a TIME_WAIT minisocket
+	FlagTimeWaitFW2 Flags = 1 << 9  // to CLOSE: lives on as a minisocket in FIN_WAIT2 (orphan)
+	FlagAmbiguous   Flags = 1 << 10 // the listener is one of several on this port (SO_REUSEPORT)
+	FlagNoSocket    Flags = 1 << 11 // KindRSTSent: there was no full socket
+	FlagLingerZero  Flags = 1 << 12 // SO_LINGER with a timeout of 0: close() resets
+	FlagInferred    Flags = 1 << 13 // concluded from the queue after the fact (tracepoint-only mode)
+	FlagProcess     Flags = 1 << 14 // PID, Comm and Cgroup are the process that did this
+)
+
+// Comm is a process name as the kernel keeps it: up to 15 bytes, not
+// necessarily printable, so escape it before it reaches a terminal.
+type Comm [16]byte
+
+// String returns the name up to its first NUL, unescaped.
+func (c Comm) String() string {
+	if i := bytes.IndexByte(c[:], 0); i >= 0 {
+		return string(c[:i])
+	}
+	return string(c[:])
+}
+
+// Traffic of a full socket at the moment of the event.
+type Traffic struct {
+	BytesSent     uint64 // payload, without retransmissions
+	BytesReceived uint64 // payload received in order
+	SRTT          uint32 // microseconds, 0 unknown
+	Retransmits   uint32 // segments, over the whole life
+	Unread        uint32 // Recv-Q, bytes
+	Unacked       uint32 // Send-Q, bytes
+}
+
+// Listener holds a listening socket's facts at the moment of the event, with
+// the sysctls of its own namespace.
+type Listener struct {
+	ID              uint64 // identity of the listening socket, 0 unknown
+	QueueLen        uint32 // connections waiting for accept(); full when QueueLen > QueueLimit
+	QueueLimit      uint32 // min(backlog, somaxconn)
+	SYNQueueLen     uint32 // half-open requests
+	Somaxconn       uint32
+	Backlog         uint32 // KindListen: the raw argument of listen() (a negative int shows as > 1<<31)
+	AbortOnOverflow bool
+	SYNCookies      uint8 // net.ipv4.tcp_syncookies: 0, 1 or 2
+	Attempt         uint8 // KindSYNACKRetrans: retransmissions so far, this one included
+}
+
+// Inventory is what a socket snapshot knows beyond Event.
+type Inventory struct {
+	Inode             uint64        // 0: orphan
+	UID               uint32        // owner of the inode
+	KeepaliveTime     time.Duration // idle time before the first probe
+	KeepaliveInterval time.Duration
+	KeepaliveProbes   uint32
+	Idle              time.Duration // since the last segment was received; <0 unknown
+}
+
+// Event is one thing that happened to one socket.
+//
+// Sock is the socket's identity: the kernel's cookie, which request and full
+// socket share and which is never reused; or, where the kernel gives tracers
+// no cookie (before 5.12), the socket's address, which is reused
+// (Capabilities.Identity says which). It is 0 where there is no socket.
+//
+// Arrival order is not time order.
+type Event struct {
+	Time   int64 // CLOCK_BOOTTIME, ns
+	Sock   uint64
+	Kind   Kind
+	Old    State
+	New    State // the state after the event
+	Flags  Flags
+	Netns  uint32 // inode number of the network namespace
+	Local  netip.AddrPort
+	Remote netip.AddrPort // invalid for listeners; IPv4-mapped addresses are unmapped
+
+	PID    uint32 // thread group id in the initial pid namespace; where FlagProcess
+	Comm   Comm   // of the thread group's leader; where FlagProcess
+	Cgroup uint64 // cgroup v2 id; where FlagProcess
+
+	Err     uint16 // sk_err, an errno
+	Attempt uint8  // KindRetransmit, KindRTO: consecutive timer expiries; SYN_SENT to CLOSE: SYN retransmissions
+	Reason  uint32 // see Kind
+
+	Traffic   Traffic    // of full sockets
+	Listener  Listener   // of listeners: KindListen, KindSYN*, KindACKOverflow, KindSYNACKRetrans, KindState from or to LISTEN, KindSnapshot in LISTEN
+	Inventory *Inventory // KindSnapshot only
+}
+
+// Has reports whether all bits of f are set.
+func (e *Event) Has(f Flags) bool { return e.Flags&f == f }
+
+// Namespace holds facts of a network namespace read when it was first seen.
+// A zero field of Sysctls is unknown only when Known is false.
+type Namespace struct {
+	Inode   uint32
+	Name    string // as under /run/netns, "" if it has none
+	Sysctls Sysctls
+	Known   bool
+}
+
+// Sysctls are the settings that verdicts quote, in the kernel's units
+// (seconds where the kernel shows seconds).
+type Sysctls struct {
+	Somaxconn         int // net.core.somaxconn
+	SYNRetries        int // net.ipv4.tcp_syn_retries
+	SYNACKRetries     int // net.ipv4.tcp_synack_retries
+	SYNCookies        int // net.ipv4.tcp_syncookies
+	AbortOnOverflow   int // net.ipv4.tcp_abort_on_overflow
+	MaxSYNBacklog     int // net.ipv4.tcp_max_syn_backlog
+	Retries2          int // net.ipv4.tcp_retries2
+	KeepaliveTime     int // s
+	KeepaliveInterval int // s
+	KeepaliveProbes   int
+	FinTimeout        int // s
+	TWReuse           int
+	MaxTWBuckets      int
+	PortRangeLow      int
+	PortRangeHigh     int
+}
+
+// Process is what is known of a process beyond an event.
+type Process struct {
+	PID    uint32
+	Comm   string
+	Cgroup string // cgroup path, "" unknown
+	Exe    string
+}
+
+// Lost counts events that never arrived.
+type Lost struct {
+	Where string // ring, map, memory, or the missed hook's name
+	Count uint64 // since the previous report
+}
+
+// Hook tells how one hook is attached.
+type Hook struct {
+	Name  string `json:"name"`  // the kernel's function or tracepoint
+	Via   string `json:"via"`   // fentry, kprobe, tracepoint or none
+	Gives string `json:"gives"` // what it lets tcptrace know
+	Why   string `json:"why,omitempty"` // why it is not attached the better way
+}
+
+// Identity names of Capabilities.
+const (
+	IdentityCookie  = "cookie"
+	IdentityAddress = "address"
+)
+
+// Capabilities say what this kernel and these hooks can show.
+type Capabilities struct {
+	Kernel     string // uname -r
+	Attach     string // fentry, kprobe or tracepoint: the way most function hooks use
+	Identity   string // IdentityCookie or IdentityAddress
+	Hooks      []Hook
+	Unknowable []string // sentences for people
+
+	// What rules need to know before they conclude anything from absence.
+	HasAccept     bool // KindAccept is seen
+	HasSYNDrops   bool // KindSYNDropped is seen
+	HasACKDrops   bool // KindACKOverflow is seen
+	HasRSTReason  bool // KindRSTSent carries the kernel's reason
+	HasAllRSTSent bool // KindRSTSent includes resets without a full socket
+	HasListenArg  bool // KindListen is seen
+
+	RSTReasons map[uint32]string // enum sk_rst_reason from BTF, e.g. 11: "TCP_ABORT_ON_CLOSE"
+}

@@ -199,9 +199,9 @@ type Lost struct {
 
 // Hook tells how one hook is attached.
 type Hook struct {
-	Name  string `json:"name"`  // the kernel's function or tracepoint
-	Via   string `json:"via"`   // fentry, kprobe, tracepoint or none
-	Gives string `json:"gives"` // what it lets tcptrace know
+	Name  string `json:"name"`          // the kernel's function or tracepoint
+	Via   string `json:"via"`           // fentry, kprobe, tracepoint or none
+	Gives string `json:"gives"`         // what it lets tcptrace know
 	Why   string `json:"why,omitempty"` // why it is not attached the better way
 }
 

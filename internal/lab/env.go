@@ -40,7 +40,8 @@ type Env struct {
 	client    *Namespace // the clients' side, see twoHosts
 	processes []*Process
 	closers   []func() error
-	stage     any // what Prepare leaves to Run
+	stage     any                 // what Prepare leaves to Run
+	before    map[uint32]Counters // at the beginning of Run
 }
 
 // NewEnv makes the surroundings for one case. The caller closes them.
@@ -135,6 +136,15 @@ func (e *Env) until(ctx context.Context, what string, holds func() (bool, error)
 			pause = min(2*pause, 50*time.Millisecond)
 		}
 	}
+}
+
+// untilCounter waits until a counter of NS has grown by at least n since the
+// beginning of Run.
+func (e *Env) untilCounter(ctx context.Context, name string, n uint64) error {
+	return e.until(ctx, fmt.Sprintf("%s has grown by %d", name, n), func() (bool, error) {
+		now, err := e.NS.Counters()
+		return err == nil && now[name]-e.before[e.NS.inode][name] >= n, err
+	})
 }
 
 // sleep waits for d.

@@ -60,6 +60,11 @@ func TestCases(t *testing.T) {
 					t.Errorf("%s grew by %d, the participants know of %d", name, got, want)
 				}
 			}
+			for name, least := range truth.AtLeast {
+				if got := truth.Grew(name); got < least {
+					t.Errorf("%s grew by %d, the participants know of %d", name, got, least)
+				}
+			}
 			if len(truth.Known) == 0 {
 				t.Error("the case holds nothing against the kernel's counters")
 			}

@@ -12,7 +12,7 @@
 enum tcptrace_kind {
 	KIND_NONE = 0,
 	KIND_STATE = 1,           /* inet_sock_set_state: old_state -> new_state */
-	KIND_LISTEN = 2,          /* listen() entered: l.backlog is the raw argument */
+	KIND_LISTEN = 2,          /* listen() succeeded: l.backlog is the raw argument */
 	KIND_ACCEPT = 3,          /* accept() returned this socket */
 	KIND_SHUTDOWN = 4,        /* shutdown() called: reason = how (0 RD, 1 WR, 2 RDWR) */
 	KIND_SYN_DROPPED = 5,     /* SYN met a full accept queue and was dropped */
@@ -44,6 +44,7 @@ enum tcptrace_flag {
 	FLAG_LINGER_ZERO = 1 << 12,  /* SO_LINGER with timeout 0 */
 	FLAG_INFERRED = 1 << 13,     /* SYN_DROPPED, SYN_QUEUE_FULL, ACK_OVERFLOW: concluded from the queue after the fact (tracepoint-only mode) */
 	FLAG_PROCESS = 1 << 14,      /* pid, comm, cgroup are the process that did this, by system call */
+	FLAG_ACKED = 1 << 15,        /* SYNACK_RETRANS: the final ACK had come and was dropped at a full accept queue */
 };
 
 /* Why an event never reached the ring; index into the lost map. */
@@ -61,8 +62,7 @@ enum tcptrace_audit {
 	AUDIT_OUT_RSTS = 2,
 	AUDIT_ESTAB_RESETS = 3,
 	AUDIT_ATTEMPT_FAILS = 4,
-	AUDIT_PASSIVE_OPENS = 5,
-	AUDIT_COUNTERS = 6,
+	AUDIT_COUNTERS = 5,
 };
 
 /* Traffic of a full socket at the moment of the event. */
@@ -119,11 +119,11 @@ struct tcptrace_socket {
 	struct tcptrace_event ev;    /* kind SNAPSHOT; l for LISTEN, else t */
 	__u64 inode;                 /* socket inode, 0: orphan */
 	__u32 uid;
-	__u32 keepalive_time;        /* s; per socket or the namespace's default */
-	__u32 keepalive_intvl;       /* s */
+	__u32 keepalive_time;        /* jiffies; the socket's own or its namespace's default */
+	__u32 keepalive_intvl;       /* jiffies */
 	__u32 keepalive_probes;
-	__u32 idle_ms;               /* since the last segment was received */
-	__u32 _pad;
+	__u32 idle;                  /* jiffies since the last segment was received */
+	__u32 netns_keepalive_time;  /* net.ipv4.tcp_keepalive_time in jiffies: tells user space what a jiffy is */
 };
 _Static_assert(sizeof(struct tcptrace_socket) == 160, "the inventory line's size is part of the format");
 

@@ -18,7 +18,7 @@ type Kind uint8
 const (
 	KindNone           Kind = 0
 	KindState          Kind = 1  // Old -> New
-	KindListen         Kind = 2  // listen() called: Listener.Backlog is the raw argument
+	KindListen         Kind = 2  // listen() succeeded: Listener.Backlog is the raw argument; follows CLOSE -> LISTEN, or stands alone when a listener is re-listened
 	KindAccept         Kind = 3  // accept() returned this socket
 	KindShutdown       Kind = 4  // shutdown() called: Reason 0 RD, 1 WR, 2 RDWR
 	KindSYNDropped     Kind = 5  // a SYN met a full accept queue and was dropped; Sock 0
@@ -71,6 +71,7 @@ const (
 	FlagLingerZero  Flags = 1 << 12 // SO_LINGER with a timeout of 0: close() resets
 	FlagInferred    Flags = 1 << 13 // concluded from the queue after the fact (tracepoint-only mode)
 	FlagProcess     Flags = 1 << 14 // PID, Comm and Cgroup are the process that did this
+	FlagACKed       Flags = 1 << 15 // KindSYNACKRetrans: the final ACK had come and was dropped at a full accept queue
 )
 
 // Comm is a process name as the kernel keeps it: up to 15 bytes, not

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* Filling an event from kernel objects.
+ *
+ * Two sets of the same functions: *_btf take pointers that the verifier knows
+ * (tp_btf, fentry, iterators) and read them directly, *_raw take mere
+ * addresses (kprobes, pointers found on the way) and read through
+ * bpf_probe_read_kernel, several times slower.
+ */
+#ifndef TCPTRACE_FILL_H
+#define TCPTRACE_FILL_H
+
+#define RD_btf(p, f) ((p)->f)
+#define RD_raw(p, f)                                              \
+	({                                                        \
+		typeof((p)->f) _v;                                \
+		bpf_core_read(&_v, sizeof(_v), &(p)->f);          \
+		_v;                                               \
+	})
+/* For members whose size differs between kernels; little-endian. */
+#define READ_SIZED(p, f)                                          \
+	({                                                        \
+		__u64 _v = 0;                                     \
+		bpf_core_read(&_v, bpf_core_field_size((p)->f) & 7, &(p)->f); \
+		_v;                                               \
+	})
+
+static __always_inline void map_v4(__u8 *to, __be32 addr)
+{
+	__u32 *w = (__u32 *)to;
+
+	w[0] = 0;
+	w[1] = 0;
+	w[2] = 0xffff0000; /* ::ffff:0:0/96 */
+	w[3] = addr;
+}
+
+static __always_inline void copy_v6(__u8 *to, struct in6_addr *a)
+{
+	bpf_core_read(to, 16, a);
+}
+
+static __always_inline __u64 identity_raw(struct sock_common *c)
+{
+	if (have_cookie)
+		return RD_raw(c, skc_cookie.counter);
+	return (__u64)c;
+}
+
+/* Only the kernel's helper makes a cookie where there is none yet. */
+#define identity_btf(c) (have_cookie ? bpf_get_socket_cookie((void *)(c)) : (__u64)(c))
+
+#define DEFINE_FILL(K)                                                                     \
+static __always_inline __u32 netns_##K(struct sock_common *c)                        \
+{                                                                                          \
+	struct net *net = RD_##K(c, skc_net.net);                                          \
+	return RD_##K(net, ns.inum);                                                       \
+}                                                                                          \
+                                                                                           \
+static __always_inline void fill_addrs_##K(struct tcptrace_event *e, struct sock_common *c) \
+{                                                                                          \
+	if (RD_##K(c, skc_family) == AF_INET6) {                                           \
+		copy_v6(e->local, &c->skc_v6_rcv_saddr);                                   \
+		copy_v6(e->remote, &c->skc_v6_daddr);                                      \
+	} else {                                                                           \
+		map_v4(e->local, RD_##K(c, skc_rcv_saddr));                                \
+		map_v4(e->remote, RD_##K(c, skc_daddr));                                   \
+	}                                                                                  \
+	e->local_port = RD_##K(c, skc_num);                                                \
+	e->remote_port = bpf_ntohs(RD_##K(c, skc_dport));                                  \
+}                                                                                          \
+                                                                                           \
+static __always_inline __u16 flags_##K(struct sock *sk)                              \
+{                                                                                          \
+	unsigned long f = RD_##K(sk, __sk_common.skc_flags);                               \
+	__u16 flags = RD_##K(sk, sk_shutdown) << 4; /* RCV, SEND */                        \
+                                                                                           \
+	flags &= FLAG_SHUT_RD | FLAG_SHUT_WR;                                              \
+	if (f & (1 << SOCK_DEAD))                                                          \
+		flags |= FLAG_DEAD;                                                        \
+	if (f & (1 << SOCK_DONE))                                                          \
+		flags |= FLAG_DONE;                                                        \
+	if (f & (1 << SOCK_KEEPOPEN))                                                      \
+		flags |= FLAG_KEEPALIVE;                                                   \
+	if (f & (1 << SOCK_LINGER)) {                                                      \
+		flags |= FLAG_LINGER;                                                      \
+		if (!RD_##K(sk, sk_lingertime))                                            \
+			flags |= FLAG_LINGER_ZERO;                                         \
+	}                                                                                  \
+	return flags;                                                                      \
+}                                                                                          \
+                                                                                           \
+/* Traffic of a full socket. FIN and SYN take a sequence number each; what is              \
+ * reported is payload.                                                                    \
+ */                                                                                        \
+static __always_inline void fill_traffic_##K(struct tcptrace_event *e, struct tcp_sock *tp) \
+{                                                                                          \
+	__u64 sent = RD_##K(tp, bytes_sent) - RD_##K(tp, bytes_retrans);                   \
+	__u64 received = RD_##K(tp, bytes_received);                                       \
+	__u32 unread = RD_##K(tp, rcv_nxt) - RD_##K(tp, copied_seq);                       \
+	__u32 unacked = RD_##K(tp, write_seq) - RD_##K(tp, snd_una);                       \
+	__u8 st = e->old_state;                                                            \
+                                                                                           \
+	if (e->flags & FLAG_DONE) { /* the peer's FIN */                                   \
+		received -= received > 0;                                                  \
+		unread -= (__s32)unread > 0;                                               \
+	}                                                                                  \
+	if (st == TCP_SYN_SENT || st == TCP_SYN_RECV)                                      \
+		unread = 0;                                                                \
+	if (st == TCP_SYN_SENT || st == TCP_SYN_RECV || st == TCP_FIN_WAIT1 ||             \
+	    st == TCP_LAST_ACK || st == TCP_CLOSING)                                       \
+		unacked -= (__s32)unacked > 0; /* our SYN or FIN */                        \
+	e->t.bytes_sent = sent;                                                            \
+	e->t.bytes_received = received;                                                    \
+	e->t.srtt_us = RD_##K(tp, srtt_us) >> 3;                                           \
+	e->t.retransmits = RD_##K(tp, total_retrans);                                      \
+	e->t.unread = (__s32)unread > 0 ? unread : 0;                                      \
+	e->t.unacked = (__s32)unacked > 0 ? unacked : 0;                                   \
+}
+
+DEFINE_FILL(btf)
+DEFINE_FILL(raw)
+
+/* A listener's facts; rare, so one way of reading serves all. */
+static __always_inline void fill_listener(struct tcptrace_event *e, struct sock *sk)
+{
+	struct inet_connection_sock *icsk = (void *)sk;
+	struct net *net = RD_raw(sk, __sk_common.skc_net.net);
+
+	e->l.queue_len = RD_raw(sk, sk_ack_backlog);
+	e->l.queue_limit = RD_raw(sk, sk_max_ack_backlog);
+	e->l.syn_queue_len = RD_raw(icsk, icsk_accept_queue.qlen.counter);
+	e->l.somaxconn = RD_raw(net, core.sysctl_somaxconn);
+	e->l.abort_on_overflow = READ_SIZED(net, ipv4.sysctl_tcp_abort_on_overflow);
+	e->l.syncookies = READ_SIZED(net, ipv4.sysctl_tcp_syncookies);
+}
+
+/* The process that made the system call we are in. The name is the thread
+ * group's, as in ss and ps, not that of a worker thread.
+ */
+static __always_inline void fill_process(struct tcptrace_event *e)
+{
+	struct task_struct *leader, *task = (void *)bpf_get_current_task();
+
+	e->pid = bpf_get_current_pid_tgid() >> 32;
+	e->cgroup = bpf_get_current_cgroup_id();
+	leader = RD_raw(task, group_leader);
+	bpf_core_read(&e->comm, sizeof(e->comm), &leader->comm);
+	e->flags |= FLAG_PROCESS;
+}
+
+/* Addresses of a received segment, turned round: local is this host. */
+static __always_inline bool fill_from_skb(struct tcptrace_event *e, struct sk_buff *skb, __u8 *tcp_flags)
+{
+	unsigned char *head = RD_raw(skb, head);
+	__be16 proto = RD_raw(skb, protocol);
+	struct tcphdr_wire th = {};
+
+	if (bpf_probe_read_kernel(&th, sizeof(th), head + RD_raw(skb, transport_header)))
+		return false;
+	if (proto == bpf_htons(ETH_P_IP)) {
+		__be32 a[2] = {};
+
+		/* struct iphdr: saddr at 12, daddr at 16 */
+		if (bpf_probe_read_kernel(a, sizeof(a), head + RD_raw(skb, network_header) + 12))
+			return false;
+		map_v4(e->remote, a[0]);
+		map_v4(e->local, a[1]);
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		/* struct ipv6hdr: saddr at 8, daddr at 24 */
+		unsigned char *ip = head + RD_raw(skb, network_header);
+
+		if (bpf_probe_read_kernel(e->remote, 16, ip + 8) ||
+		    bpf_probe_read_kernel(e->local, 16, ip + 24))
+			return false;
+	} else {
+		return false;
+	}
+	e->remote_port = bpf_ntohs(th.source);
+	e->local_port = bpf_ntohs(th.dest);
+	*tcp_flags = th.flags;
+	return true;
+}
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* The listen-overflow paths. The tests are those of the kernel itself, made at
+ * the same place and in the same order (tcp_conn_request, tcp_v4_syn_recv_sock).
+ */
+#ifndef TCPTRACE_OVERFLOW_H
+#define TCPTRACE_OVERFLOW_H
+
+static __always_inline bool syn_queue_full(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = (void *)sk;
+	__u32 len = RD_raw(icsk, icsk_accept_queue.qlen.counter);
+	__u32 limit = RD_raw(sk, sk_max_ack_backlog);
+
+	return syn_queue_full_at_limit ? len >= limit : len > limit;
+}
+
+static __always_inline void emit_syn(__u8 kind, __u16 flags, __u32 netns, struct sock *sk, struct sk_buff *skb)
+{
+	struct tcptrace_event *e;
+	__u8 tcp_flags;
+
+	if (!netns_passes(netns))
+		return;
+	e = begin(kind);
+	if (!e)
+		return;
+	e->netns = netns;
+	e->old_state = e->new_state = TCP_LISTEN;
+	e->flags = flags;
+	e->l.listener = identity_raw(&sk->__sk_common);
+	fill_listener(e, sk);
+	if (!fill_from_skb(e, skb, &tcp_flags)) {
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		count_lost(LOST_UNREADABLE);
+		return;
+	}
+	commit(e);
+}
+
+/* tcp_conn_request: every SYN at a listener passes here; nearly all leave by
+ * the first test.
+ */
+static __always_inline int on_conn_request(struct sock *sk, struct sk_buff *skb)
+{
+	struct net *net;
+	__u32 netns;
+	bool queue_full = syn_queue_full(sk), full = accept_queue_full(sk);
+	int cookies;
+
+	if (!queue_full && !full)
+		return 0;
+	net = RD_raw(sk, __sk_common.skc_net.net);
+	netns = RD_raw(net, ns.inum);
+	cookies = READ_SIZED(net, ipv4.sysctl_tcp_syncookies);
+	if (queue_full && !cookies) {
+		count(netns, AUDIT_LISTEN_DROPS);
+		emit_syn(KIND_SYN_QUEUE_FULL, 0, netns, sk, skb);
+		return 0;
+	}
+	if (full) {
+		count(netns, AUDIT_LISTEN_OVERFLOWS);
+		count(netns, AUDIT_LISTEN_DROPS);
+		emit_syn(KIND_SYN_DROPPED, 0, netns, sk, skb);
+		return 0;
+	}
+	emit_syn(KIND_SYN_QUEUE_FULL, FLAG_COOKIE, netns, sk, skb);
+	return 0;
+}
+
+static __always_inline void fill_request(struct tcptrace_event *e, struct request_sock *req)
+{
+	e->sock = identity_raw(&req->__req_common);
+	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
+	fill_addrs_raw(e, &req->__req_common);
+}
+
+/* tcp_v{4,6}_syn_recv_sock: entered for every final ACK. req_unhash is missing
+ * where the request came out of a SYN cookie (and for Fast Open, whose segment
+ * is a SYN).
+ */
+static __always_inline int on_syn_recv_sock(struct sock *sk, struct sk_buff *skb,
+					    struct request_sock *req, void *req_unhash)
+{
+	struct tcptrace_event *e;
+	__u32 netns;
+
+	if (!accept_queue_full(sk))
+		return 0;
+	netns = netns_raw(&sk->__sk_common);
+	count(netns, AUDIT_LISTEN_OVERFLOWS);
+	count(netns, AUDIT_LISTEN_DROPS);
+	if (!netns_passes(netns))
+		return 0;
+	e = begin(KIND_ACK_OVERFLOW);
+	if (!e)
+		return 0;
+	e->netns = netns;
+	fill_request(e, req);
+	e->l.listener = identity_raw(&sk->__sk_common);
+	fill_listener(e, sk);
+	if (!req_unhash)
+		e->flags |= FLAG_COOKIE; /* and then never a RST */
+	else if (e->l.abort_on_overflow)
+		e->flags |= FLAG_RST;
+	commit(e);
+	return 0;
+}
+
+/* tracepoint-only: the listener that a segment was sent to. */
+static __always_inline struct listener_ref *find_listener(const struct tcptrace_event *e)
+{
+	struct listener_key k = {};
+	struct listener_ref *ref;
+
+	listener_key_of(&k, e->netns, e->local, e->local_port);
+	ref = bpf_map_lookup_elem(&listeners, &k);
+	if (!ref) {
+		__builtin_memset(k.addr, 0, sizeof(k.addr));
+		ref = bpf_map_lookup_elem(&listeners, &k);
+	}
+	return ref;
+}
+
+/* tracepoint-only: tcp_conn_request consumes every SYN, dropped or not. The
+ * listener counts its drops in sk_drops; a full queue and a count that went up
+ * since the last look say that this SYN was dropped.
+ */
+static __always_inline int on_consumed(struct sk_buff *skb)
+{
+	struct tcptrace_event at = {};
+	struct listener_ref *ref;
+	__u8 tcp_flags = 0;
+	struct sock *sk;
+	__u32 drops, kind;
+	bool dropped, full;
+
+	/* received, not sent */
+	if (!skb->skb_iif)
+		return 0;
+	if (!fill_from_skb(&at, skb, &tcp_flags))
+		return 0;
+	if ((tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_SYN)
+		return 0;
+	at.netns = netns_of_skb(skb);
+	ref = find_listener(&at);
+	if (!ref)
+		return 0;
+	sk = (void *)ref->sk;
+	drops = RD_raw(sk, sk_drops.counter);
+	dropped = drops != ref->drops;
+	ref->drops = drops;
+	full = accept_queue_full(sk);
+	if (!full && !syn_queue_full(sk))
+		return 0;
+	if (dropped) {
+		count(at.netns, AUDIT_LISTEN_DROPS);
+		if (full)
+			count(at.netns, AUDIT_LISTEN_OVERFLOWS);
+		kind = full ? KIND_SYN_DROPPED : KIND_SYN_QUEUE_FULL;
+	} else {
+		if (full)
+			return 0;
+		kind = KIND_SYN_QUEUE_FULL;
+	}
+	emit_syn(kind, FLAG_INFERRED | (dropped ? 0 : FLAG_COOKIE) | (ref->count > 1 ? FLAG_AMBIGUOUS : 0),
+		 at.netns, sk, skb);
+	return 0;
+}
+
+/* tracepoint-only, since 6.18: the kernel names the drop and its listener. */
+static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk)
+{
+	struct listener_ref *ref;
+	struct tcptrace_event *e;
+	__u8 tcp_flags = 0;
+	__u32 netns;
+
+	if (!sk || RD_raw(sk, __sk_common.skc_state) != TCP_LISTEN)
+		return 0;
+	netns = netns_raw(&sk->__sk_common);
+	count(netns, AUDIT_LISTEN_OVERFLOWS);
+	count(netns, AUDIT_LISTEN_DROPS);
+	if (!netns_passes(netns))
+		return 0;
+	e = begin(KIND_ACK_OVERFLOW);
+	if (!e)
+		return 0;
+	e->netns = netns;
+	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
+	e->l.listener = identity_raw(&sk->__sk_common);
+	fill_listener(e, sk);
+	if (!fill_from_skb(e, skb, &tcp_flags)) {
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		count_lost(LOST_UNREADABLE);
+		return 0;
+	}
+	if (e->l.abort_on_overflow)
+		e->flags |= FLAG_RST;
+	ref = find_listener(e);
+	if (ref && ref->count == 1) /* these drops are told already */
+		ref->drops = RD_raw(sk, sk_drops.counter);
+	commit(e);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* RST sent and received. */
+#ifndef TCPTRACE_RESET_H
+#define TCPTRACE_RESET_H
+
+static __always_inline bool accept_queue_full(struct sock *sk)
+{
+	return RD_raw(sk, sk_ack_backlog) > RD_raw(sk, sk_max_ack_backlog);
+}
+
+/* The namespace of a segment that no socket wanted. */
+static __always_inline __u32 netns_of_skb(struct sk_buff *skb)
+{
+	struct net_device *dev = RD_raw(skb, dev);
+	struct net *net;
+
+	if (!dev)
+		return 0;
+	net = RD_raw(dev, nd_net.net);
+	return RD_raw(net, ns.inum);
+}
+
+/* sk may be missing, a listener, a minisocket (only sock_common is there) or a
+ * full socket. skb is the segment being answered, missing where the host
+ * resets by itself. All read as raw addresses: resets are rare.
+ */
+static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, __u32 reason)
+{
+	struct tcptrace_event *e;
+	__u8 state = 0, tcp_flags = 0;
+	bool full;
+	__u32 netns;
+
+	if (sk) {
+		state = RD_raw(sk, __sk_common.skc_state);
+		netns = netns_raw(&sk->__sk_common);
+	} else {
+		if (!skb)
+			return 0;
+		netns = netns_of_skb(skb);
+	}
+	count(netns, AUDIT_OUT_RSTS);
+	if (!netns_passes(netns))
+		return 0;
+	full = sk && state != TCP_LISTEN && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
+
+	e = begin(KIND_RST_SENT);
+	if (!e)
+		return 0;
+	e->netns = netns;
+	e->old_state = state;
+	e->new_state = state;
+	e->reason = reason;
+	if (full) {
+		e->sock = identity_raw(&sk->__sk_common);
+		e->flags = flags_raw(sk);
+		e->err = RD_raw(sk, sk_err);
+		fill_addrs_raw(e, &sk->__sk_common);
+		if (!e->local_port) {
+			struct inet_sock *inet = (void *)sk;
+
+			e->local_port = bpf_ntohs(RD_raw(inet, inet_sport));
+		}
+		fill_traffic_raw(e, (void *)sk);
+	} else {
+		e->flags = FLAG_NO_SOCKET;
+		if (!skb || !fill_from_skb(e, skb, &tcp_flags)) {
+			bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+			count_lost(LOST_UNREADABLE);
+			return 0;
+		}
+		if (state == TCP_LISTEN) {
+			e->sock = e->l.listener = identity_raw(&sk->__sk_common);
+			fill_listener(e, sk);
+		}
+	}
+	commit(e);
+	return 0;
+}
+
+/* tracepoint-only mode before kfree_skb names the overflow: with
+ * tcp_abort_on_overflow a listener answers a final ACK by RST, and nothing
+ * else makes a listener with a full queue do so for a reason of this kind.
+ */
+static __always_inline void overflow_from_reset(struct sock *sk, struct sk_buff *skb, __u32 reason)
+{
+	struct tcptrace_event *e;
+	__u8 tcp_flags = 0;
+	__u32 netns;
+
+	if (!sk || !skb || RD_raw(sk, __sk_common.skc_state) != TCP_LISTEN || !accept_queue_full(sk))
+		return;
+	netns = netns_raw(&sk->__sk_common);
+	if (!netns_passes(netns))
+		return;
+	e = begin(KIND_ACK_OVERFLOW);
+	if (!e)
+		return;
+	e->netns = netns;
+	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
+	e->reason = reason;
+	e->flags = FLAG_INFERRED | FLAG_RST;
+	e->l.listener = identity_raw(&sk->__sk_common);
+	fill_listener(e, sk);
+	if (!e->l.abort_on_overflow || !fill_from_skb(e, skb, &tcp_flags) ||
+	    (tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_ACK) {
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	count(netns, AUDIT_LISTEN_OVERFLOWS);
+	count(netns, AUDIT_LISTEN_DROPS);
+	commit(e);
+}
+
+static __always_inline int on_receive_reset(struct sock *sk)
+{
+	struct tcptrace_event *e;
+	struct tcp_sock *tp;
+	__u32 netns = sk->__sk_common.skc_net.net->ns.inum;
+
+	if (!netns_passes(netns))
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	e = begin(KIND_RST_RECEIVED);
+	if (!e)
+		return 0;
+	e->sock = identity_btf(sk);
+	e->netns = netns;
+	e->old_state = e->new_state = sk->__sk_common.skc_state;
+	e->err = sk->sk_err;
+	e->flags = flags_btf(sk);
+	fill_addrs_btf(e, &sk->__sk_common);
+	if (!e->local_port)
+		e->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	fill_traffic_btf(e, tp);
+	commit(e);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* The programs: one short stub for each way to attach, the work is in the
+ * headers. internal/probe/hooks.go says which are used when.
+ *
+ * Naming: tp_* on tracepoints (BTF-typed), fe_* fentry, fx_* fexit, kp_*
+ * kprobe, kr_* kretprobe, sys_* on system call tracepoints.
+ */
+#define __VMLINUX_H__ /* bpf_tracing.h: kernel's names for registers */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+
+#include "event.h"
+#include "config.h"
+#include "maps.h"
+#include "filter.h"
+#include "fill.h"
+#include "emit.h"
+#include "state.h"
+#include "reset.h"
+#include "overflow.h"
+#include "request.h"
+#include "retransmit.h"
+#include "process.h"
+#include "inventory.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Keeps the types that Go needs in the object's BTF. */
+struct exported {
+	enum tcptrace_kind kind;
+	enum tcptrace_flag flag;
+	enum tcptrace_lost lost;
+	enum tcptrace_audit audit;
+	struct tcptrace_socket socket;
+};
+struct exported *exported __attribute__((unused));
+
+typedef unsigned long long args_t;
+
+/* For `make bench`: the same hooks with nothing to do. */
+#define SKIP_IF_EMPTY if (empty_programs) return 0
+
+/* tracepoints */
+
+SEC("tp_btf/inet_sock_set_state")
+int tp_state(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_state((void *)ctx[0], ctx[1], ctx[2]);
+}
+
+SEC("tp_btf/tcp_send_reset")
+int tp_send_reset(args_t *ctx)
+{
+	__u32 reason = 0;
+
+	SKIP_IF_EMPTY;
+	if (have_rst_reason)
+		reason = ctx[2];
+	if (infer_ack_overflow)
+		overflow_from_reset((void *)ctx[0], (void *)ctx[1], reason);
+	return on_send_reset((void *)ctx[0], (void *)ctx[1], reason);
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int tp_receive_reset(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_receive_reset((void *)ctx[0]);
+}
+
+SEC("tp_btf/tcp_retransmit_synack")
+int tp_retransmit_synack(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_retransmit_synack((void *)ctx[0], (void *)ctx[1]);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int tp_retransmit(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT);
+}
+
+/* since 6.18 the tracepoint also tells of retransmissions that failed */
+SEC("tp_btf/tcp_retransmit_skb")
+int tp_retransmit_err(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	if ((int)ctx[2])
+		return 0;
+	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT);
+}
+
+SEC("tp_btf/consume_skb")
+int tp_consume_skb(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_consumed((void *)ctx[0]);
+}
+
+SEC("tp_btf/kfree_skb")
+int tp_kfree_skb(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	if ((__u32)ctx[2] != bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW))
+		return 0;
+	return on_dropped((void *)ctx[0], (void *)ctx[3]);
+}
+
+/* listen overflow */
+
+SEC("fentry/tcp_conn_request")
+int fe_conn_request(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_conn_request((void *)ctx[2], (void *)ctx[3]);
+}
+
+SEC("kprobe/tcp_conn_request")
+int kp_conn_request(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_conn_request((void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM4(ctx));
+}
+
+SEC("fentry/tcp_v4_syn_recv_sock")
+int fe_v4_syn_recv_sock(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4]);
+}
+
+SEC("kprobe/tcp_v4_syn_recv_sock")
+int kp_v4_syn_recv_sock(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx));
+}
+
+/* IPv4 on an IPv6 listener goes on into the IPv4 function: counted there */
+static __always_inline bool is_v4(struct sk_buff *skb)
+{
+	return RD_raw(skb, protocol) == bpf_htons(ETH_P_IP);
+}
+
+SEC("fentry/tcp_v6_syn_recv_sock")
+int fe_v6_syn_recv_sock(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	if (is_v4((void *)ctx[1]))
+		return 0;
+	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4]);
+}
+
+SEC("kprobe/tcp_v6_syn_recv_sock")
+int kp_v6_syn_recv_sock(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	if (is_v4((void *)PT_REGS_PARM2(ctx)))
+		return 0;
+	return on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx));
+}
+
+/* half-open requests */
+
+SEC("fentry/tcp_check_req")
+int fe_check_req(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_check_req((void *)ctx[1], (void *)ctx[2]);
+}
+
+SEC("kprobe/tcp_check_req")
+int kp_check_req(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_check_req((void *)PT_REGS_PARM2(ctx), (void *)PT_REGS_PARM3(ctx));
+}
+
+SEC("fentry/inet_csk_reqsk_queue_drop")
+int fe_reqsk_drop(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_reqsk_drop((void *)ctx[0], (void *)ctx[1]);
+}
+
+SEC("kprobe/inet_csk_reqsk_queue_drop")
+int kp_reqsk_drop(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_reqsk_drop((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx));
+}
+
+/* resets before tcp_send_reset has a reason: the tracepoint then misses those
+ * without a full socket, the functions do not
+ */
+
+static __always_inline int on_v_send_reset(struct sock *sk, struct sk_buff *skb)
+{
+	struct tcphdr_wire th = {};
+
+	bpf_probe_read_kernel(&th, sizeof(th), RD_raw(skb, head) + RD_raw(skb, transport_header));
+	if (th.flags & TCPF_RST) /* never answered */
+		return 0;
+	if (infer_ack_overflow)
+		overflow_from_reset(sk, skb, 0);
+	return on_send_reset(sk, skb, 0);
+}
+
+SEC("fentry/tcp_v4_send_reset")
+int fe_v4_send_reset(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_v_send_reset((void *)ctx[0], (void *)ctx[1]);
+}
+
+SEC("kprobe/tcp_v4_send_reset")
+int kp_v4_send_reset(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx));
+}
+
+SEC("fentry/tcp_v6_send_reset")
+int fe_v6_send_reset(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_v_send_reset((void *)ctx[0], (void *)ctx[1]);
+}
+
+SEC("kprobe/tcp_v6_send_reset")
+int kp_v6_send_reset(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx));
+}
+
+SEC("fentry/tcp_send_active_reset")
+int fe_active_reset(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_send_reset((void *)ctx[0], NULL, 0);
+}
+
+SEC("kprobe/tcp_send_active_reset")
+int kp_active_reset(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_send_reset((void *)PT_REGS_PARM1(ctx), NULL, 0);
+}
+
+/* timers */
+
+SEC("fentry/tcp_retransmit_timer")
+int fe_rto(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_retransmit((void *)ctx[0], KIND_RTO);
+}
+
+SEC("kprobe/tcp_retransmit_timer")
+int kp_rto(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_retransmit((void *)PT_REGS_PARM1(ctx), KIND_RTO);
+}
+
+SEC("fentry/tcp_time_wait")
+int fe_time_wait(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_time_wait(ctx[0], ctx[1]);
+}
+
+SEC("kprobe/tcp_time_wait")
+int kp_time_wait(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_time_wait(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+}
+
+/* system calls of the owner */
+
+SEC("fexit/inet_csk_accept")
+int fx_accept(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	/* the return value comes after the arguments, two since 6.10 */
+	if (accept_nargs == 2)
+		return on_accept_btf((void *)ctx[2]);
+	return on_accept_btf((void *)ctx[4]);
+}
+
+SEC("kretprobe/inet_csk_accept")
+int kr_accept(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_accept((void *)PT_REGS_RC(ctx));
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept")
+int sys_exit_accept(struct trace_event_raw_sys_exit *ctx)
+{
+	SKIP_IF_EMPTY;
+	if (ctx->ret < 0)
+		return 0;
+	return on_accept(sock_of_fd(ctx->ret));
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept4")
+int sys_exit_accept4(struct trace_event_raw_sys_exit *ctx)
+{
+	SKIP_IF_EMPTY;
+	if (ctx->ret < 0)
+		return 0;
+	return on_accept(sock_of_fd(ctx->ret));
+}
+
+SEC("fexit/__sys_listen")
+int fx_listen(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	return (int)ctx[2] ? 0 : on_listen_return(ctx[0], ctx[1]);
+}
+
+SEC("kprobe/__sys_listen")
+int kp_listen(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_listen_enter(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+}
+
+SEC("kretprobe/__sys_listen")
+int kr_listen(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_listen_exit((int)PT_REGS_RC(ctx));
+}
+
+SEC("tracepoint/syscalls/sys_enter_listen")
+int sys_enter_listen(struct trace_event_raw_sys_enter *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_listen_enter(ctx->args[0], ctx->args[1]);
+}
+
+SEC("tracepoint/syscalls/sys_exit_listen")
+int sys_exit_listen(struct trace_event_raw_sys_exit *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_listen_exit(ctx->ret);
+}
+
+SEC("fentry/tcp_shutdown")
+int fe_shutdown(args_t *ctx)
+{
+	SKIP_IF_EMPTY;
+	/* the kernel counts RCV as 1, SEND as 2 */
+	return on_shutdown((void *)ctx[0], (__u32)ctx[1] - 1);
+}
+
+SEC("kprobe/tcp_shutdown")
+int kp_shutdown(struct pt_regs *ctx)
+{
+	SKIP_IF_EMPTY;
+	return on_shutdown((void *)PT_REGS_PARM1(ctx), (__u32)PT_REGS_PARM2(ctx) - 1);
+}
+
+SEC("tracepoint/syscalls/sys_enter_shutdown")
+int sys_enter_shutdown(struct trace_event_raw_sys_enter *ctx)
+{
+	struct sock *sk;
+
+	SKIP_IF_EMPTY;
+	sk = sock_of_fd(ctx->args[0]);
+	return sk ? on_shutdown(sk, ctx->args[1]) : 0;
+}
+
+/* what exists now */
+
+SEC("iter/tcp")
+int iter_tcp(struct bpf_iter__tcp *ctx)
+{
+	return on_inventory(ctx);
+}

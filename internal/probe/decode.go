@@ -1,0 +1,122 @@
+package probe
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const (
+	eventSize  = int(unsafe.Sizeof(bpfTcptraceEvent{}))
+	socketSize = int(unsafe.Sizeof(bpfTcptraceSocket{}))
+)
+
+// ErrBadRecord is returned for bytes that no tcptrace program wrote.
+var ErrBadRecord = errors.New("malformed event record")
+
+// decode fills e from a record of the ring. It keeps no reference to b and
+// does not allocate. All fields of e are overwritten.
+func decode(b []byte, e *event.Event) error {
+	if len(b) < eventSize {
+		return ErrBadRecord
+	}
+	var r bpfTcptraceEvent
+	// The record may lie at any address: copy before looking at fields.
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), eventSize), b)
+	return r.to(e)
+}
+
+func (r *bpfTcptraceEvent) to(e *event.Event) error {
+	k := event.Kind(r.Kind)
+	if k == event.KindNone || k > event.KindSnapshot || r.OldState > uint8(event.StateNewSynRecv) || r.NewState > uint8(event.StateNewSynRecv) {
+		return ErrBadRecord
+	}
+	*e = event.Event{
+		Time:    int64(r.Time),
+		Sock:    r.Sock,
+		Kind:    k,
+		Old:     event.State(r.OldState),
+		New:     event.State(r.NewState),
+		Flags:   event.Flags(r.Flags),
+		Netns:   r.Netns,
+		PID:     r.Pid,
+		Cgroup:  r.Cgroup,
+		Comm:    event.Comm(r.Comm),
+		Err:     r.Err,
+		Attempt: r.Attempt,
+		Reason:  r.Reason,
+	}
+	e.Local = netip.AddrPortFrom(netip.AddrFrom16(r.Local).Unmap(), r.LocalPort)
+	if e.New != event.StateListen || k == event.KindSYNDropped || k == event.KindSYNQueueFull || k == event.KindRSTSent {
+		e.Remote = netip.AddrPortFrom(netip.AddrFrom16(r.Remote).Unmap(), r.RemotePort)
+	}
+	if hasListener(e) {
+		l := (*bpfTcptraceListener)(unsafe.Pointer(&r.T))
+		e.Listener = event.Listener{
+			ID:              l.Listener,
+			QueueLen:        l.QueueLen,
+			QueueLimit:      l.QueueLimit,
+			SYNQueueLen:     l.SynQueueLen,
+			Somaxconn:       l.Somaxconn,
+			Backlog:         l.Backlog,
+			AbortOnOverflow: l.AbortOnOverflow != 0,
+			SYNCookies:      l.Syncookies,
+			Attempt:         l.Attempt,
+		}
+	} else {
+		e.Traffic = event.Traffic{
+			BytesSent:     r.T.BytesSent,
+			BytesReceived: r.T.BytesReceived,
+			SRTT:          r.T.SrttUs,
+			Retransmits:   r.T.Retransmits,
+			Unread:        r.T.Unread,
+			Unacked:       r.T.Unacked,
+		}
+	}
+	return nil
+}
+
+// hasListener tells which member of the record's union is in use.
+func hasListener(e *event.Event) bool {
+	switch e.Kind {
+	case event.KindListen, event.KindSYNDropped, event.KindSYNQueueFull, event.KindACKOverflow,
+		event.KindSYNACKRetrans, event.KindRequestAborted:
+		return true
+	case event.KindState:
+		return e.Old == event.StateListen || e.New == event.StateListen
+	case event.KindSnapshot, event.KindRSTSent:
+		return e.New == event.StateListen
+	}
+	return false
+}
+
+// decodeSocket fills e, with its Inventory, from one line of the inventory.
+// hz caches the kernel's tick rate, 0 while unknown.
+func decodeSocket(b []byte, hz *uint32, e *event.Event) error {
+	if len(b) < socketSize {
+		return ErrBadRecord
+	}
+	var s bpfTcptraceSocket
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&s)), socketSize), b)
+	if err := s.Ev.to(e); err != nil {
+		return err
+	}
+	if *hz == 0 && s.NetnsKeepaliveTime != 0 {
+		*hz = tickRate(s.NetnsKeepaliveTime)
+	}
+	inv := &event.Inventory{Inode: s.Inode, UID: s.Uid, KeepaliveProbes: s.KeepaliveProbes, Idle: -1}
+	if *hz != 0 && s.NetnsKeepaliveTime != 0 {
+		inv.KeepaliveTime = jiffies(s.KeepaliveTime, *hz)
+		inv.KeepaliveInterval = jiffies(s.KeepaliveIntvl, *hz)
+		inv.Idle = jiffies(s.Idle, *hz)
+	}
+	e.Inventory = inv
+	return nil
+}
+
+func jiffies(n, hz uint32) time.Duration {
+	return time.Duration(n) * time.Second / time.Duration(hz)
+}

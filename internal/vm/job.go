@@ -70,9 +70,6 @@ func (j Job) Run(ctx context.Context) (Result, error) {
 	if j.BootTimeout == 0 {
 		j.BootTimeout = 2 * time.Minute
 	}
-	if j.Console == nil {
-		j.Console = io.Discard
-	}
 	if j.Accelerator == "" {
 		j.Accelerator = TCG
 	}

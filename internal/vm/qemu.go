@@ -3,7 +3,6 @@ package vm
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -40,7 +40,7 @@ type boot struct {
 	// bootTimeout is how long init may take to answer, timeout how long the
 	// machine may run in all.
 	bootTimeout, timeout time.Duration
-	console              io.Writer
+	console              io.Writer // nil: none
 	observe              func(frame.Frame)
 }
 
@@ -100,7 +100,11 @@ func (b boot) start(ctx context.Context) bootResult {
 	var copies sync.WaitGroup
 	copies.Go(func() {
 		// The pipe's end is the only error there can be.
-		_, _ = io.Copy(io.MultiWriter(&console, b.console), consoleR)
+		var w io.Writer = &console
+		if b.console != nil {
+			w = io.MultiWriter(&console, b.console)
+		}
+		_, _ = io.Copy(w, consoleR)
 	})
 	var result bootResult
 	copies.Go(func() {
@@ -122,7 +126,7 @@ func (b boot) start(ctx context.Context) bootResult {
 	if !result.ended {
 		result.crash = crashSignature(result.tail)
 		if result.crash == "" && emulatorCrashed(waitErr) && ctx.Err() == nil {
-			result.crash = fmt.Sprintf("%s: %v", emulator, waitErr)
+			result.crash = strings.TrimSpace(fmt.Sprintf("%s: %v: %s", emulator, waitErr, firstLine(emulatorSays.String())))
 		}
 		if waitErr != nil && ctx.Err() == nil {
 			result.err = fmt.Errorf("running the emulator: %w: %s", waitErr, bytes.TrimSpace(emulatorSays.Bytes()))
@@ -144,15 +148,21 @@ func (b boot) receive(r *frame.Reader, result *bootResult, ready func()) error {
 			return fmt.Errorf("reading from the machine: %w", err)
 		}
 		switch f.Kind {
+		case frame.Start, frame.Stdout, frame.Stderr, frame.Exit:
+			if f.Command >= b.commands {
+				return fmt.Errorf("reading from the machine: there is no command %d", f.Command)
+			}
+		}
+		switch f.Kind {
 		case frame.Ready:
 			ready()
 			result.release = string(f.Payload)
 		case frame.Exit:
-			var s frame.Status
-			if err := json.Unmarshal(f.Payload, &s); err != nil {
-				return fmt.Errorf("reading a command's status: %w", err)
+			s, err := frame.ParseStatus(f.Payload)
+			if err != nil {
+				return fmt.Errorf("reading from the machine: %w", err)
 			}
-			if f.Command != len(result.statuses) || f.Command >= b.commands {
+			if f.Command != len(result.statuses) {
 				return fmt.Errorf("reading a command's status: command %d ended out of turn", f.Command)
 			}
 			result.statuses = append(result.statuses, s)
@@ -191,6 +201,11 @@ func emulatorCrashed(err error) bool {
 		return true
 	}
 	return false
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
 }
 
 // tail keeps the last of what is written to it.

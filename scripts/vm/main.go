@@ -36,6 +36,7 @@ type command struct {
 
 var commands = map[string]command{
 	"run":   {"run one static program under a kernel", runCommand},
+	"test":  {"run packages' tests under kernels", testCommand},
 	"fetch": {"fetch kernels into the cache", fetchCommand},
 }
 

@@ -89,7 +89,7 @@ func runCommand(ctx context.Context, args []string) error {
 	if *console {
 		job.Console = os.Stderr
 	}
-	if job.Accelerator, err = chooseAccelerator(*accel); err != nil {
+	if job.Accelerator, err = chooseAccelerator(ctx, *accel, k, init); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -147,9 +147,15 @@ func mustBeStatic(program string) error {
 	return nil
 }
 
-func chooseAccelerator(name string) (vm.Accelerator, error) {
+func chooseAccelerator(ctx context.Context, name string, k vm.Kernel, init string) (vm.Accelerator, error) {
 	switch name {
-	case "auto", "tcg":
+	case "auto":
+		accel, reason, err := vm.Accelerate(ctx, k, init)
+		if err == nil {
+			fmt.Fprintf(os.Stderr, "vm: using %s: %s\n", accel, reason)
+		}
+		return accel, err
+	case "tcg":
 		return vm.TCG, nil
 	case "kvm":
 		return vm.KVM, nil

@@ -46,6 +46,9 @@ type Command struct {
 	Args []string `json:"args"`
 	Env  []string `json:"env"`
 	Dir  string   `json:"dir"`
+	// Merge sends what the command writes to its standard error as Stdout
+	// frames too, so that the two keep their order.
+	Merge bool `json:"merge"`
 	// Timeout is the longest time that the command may run; 0 means no limit.
 	// On expiry it gets SIGQUIT, so that a Go program shows its goroutines, and
 	// 5 s later SIGKILL.
@@ -146,6 +149,15 @@ func (w *Writer) SendStatus(command int, s Status) error {
 		return fmt.Errorf("encoding a status: %w", err)
 	}
 	return w.Send(Exit, command, payload)
+}
+
+// ParseStatus reads the payload of an Exit frame.
+func ParseStatus(payload []byte) (Status, error) {
+	var s Status
+	if err := json.Unmarshal(payload, &s); err != nil {
+		return Status{}, fmt.Errorf("%w: a command's status: %v", ErrMalformed, err)
+	}
+	return s, nil
 }
 
 // ErrMalformed is returned for bytes that are not frames.

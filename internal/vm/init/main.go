@@ -294,7 +294,9 @@ func runCommand(w *frame.Writer, index int, c frame.Command) frame.Status {
 	if cmd.Stdout, err = attach(frame.Stdout); err != nil {
 		return done(frame.Status{Code: -1, Error: err.Error()})
 	}
-	if cmd.Stderr, err = attach(frame.Stderr); err != nil {
+	if c.Merge {
+		cmd.Stderr = cmd.Stdout
+	} else if cmd.Stderr, err = attach(frame.Stderr); err != nil {
 		return done(frame.Status{Code: -1, Error: err.Error()})
 	}
 	err = cmd.Start()

@@ -1,0 +1,674 @@
+package render
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// TextOptions fit the text to where it is shown.
+type TextOptions struct {
+	Width    int            // columns, 80 if 0; less than 50 counts as 50
+	Color    bool           // use ANSI colours
+	Location *time.Location // of the times shown, UTC if nil
+	Netns    uint32         // the own namespace, which needs no mention
+}
+
+// Text writes for people.
+type Text struct {
+	o    TextOptions
+	out  *bufio.Writer
+	err  error
+	day  string            // the date of the last line
+	name map[uint32]string // of namespaces
+
+	// shown holds connections that were shown in full beside their peer, the
+	// newest last, so that the other end does not repeat them.
+	shown []string
+	// full is the count with which a verdict was shown in full, by code,
+	// namespace and subject.
+	full map[string]uint64
+}
+
+// NewText returns a renderer that writes text to w.
+func NewText(w io.Writer, o TextOptions) *Text {
+	if o.Width == 0 {
+		o.Width = 80
+	}
+	o.Width = max(o.Width, 50)
+	if o.Location == nil {
+		o.Location = time.UTC
+	}
+	return &Text{
+		o: o, out: bufio.NewWriterSize(w, 64<<10),
+		name: make(map[uint32]string), full: make(map[string]uint64),
+	}
+}
+
+// Styles, as ANSI SGR parameters.
+const (
+	plain  = ""
+	bold   = "1"
+	dim    = "2"
+	red    = "1;31"
+	yellow = "1;33"
+	green  = "32"
+	cyan   = "36"
+)
+
+func (t *Text) style(sgr, s string) string {
+	if !t.o.Color || sgr == plain || s == "" {
+		return s
+	}
+	return "\x1b[" + sgr + "m" + s + "\x1b[0m"
+}
+
+func (t *Text) print(s string) {
+	if t.err == nil {
+		_, t.err = t.out.WriteString(s)
+	}
+}
+
+func (t *Text) result() error {
+	if t.err != nil {
+		return fmt.Errorf("writing the output: %w", t.err)
+	}
+	return nil
+}
+
+// Flush hands on what is buffered.
+func (t *Text) Flush() error {
+	if t.err == nil {
+		t.err = t.out.Flush()
+	}
+	return t.result()
+}
+
+// Namespace keeps a namespace's name.
+func (t *Text) Namespace(ns event.Namespace) {
+	if ns.Name != "" {
+		t.name[ns.Inode] = ns.Name
+	}
+}
+
+// netns mentions a namespace, "" for the own one.
+func (t *Text) netns(inode uint32) string {
+	if inode == t.o.Netns || inode == 0 {
+		return ""
+	}
+	if name := t.name[inode]; name != "" {
+		return "netns " + Safe(name)
+	}
+	return fmt.Sprintf("netns %d", inode)
+}
+
+// The columns of a line that begins with a time: the time, a tag, the text.
+const (
+	timeWidth = len("15:04:05.000")
+	tagWidth  = len("warning")
+	textStart = timeWidth + 1 + tagWidth + 1
+)
+
+// head writes a line that begins with a time, its text wrapped beneath
+// itself. text must be safe.
+func (t *Text) head(at Stamp, tag, style, text string) {
+	local := time.Unix(0, int64(at)).In(t.o.Location)
+	if day := local.Format("2006-01-02"); day != t.day {
+		if t.day != "" {
+			t.print(t.style(dim, "--- "+day+" ---") + "\n")
+		}
+		t.day = day
+	}
+	for i, line := range wrap(text, t.o.Width-textStart) {
+		if i == 0 {
+			t.print(local.Format("15:04:05.000") + " " + t.style(style, pad(tag, tagWidth)) + " ")
+		} else {
+			t.print(strings.Repeat(" ", textStart))
+		}
+		t.print(t.style(bold, line) + "\n")
+	}
+}
+
+// para writes a paragraph with a hanging indent: first stands before its
+// first line, and as many blanks before the others.
+func (t *Text) para(first, firstStyle, text, style string) {
+	indent := columns(first)
+	for i, line := range wrap(text, t.o.Width-indent) {
+		if i == 0 {
+			t.print(t.style(firstStyle, first))
+		} else {
+			t.print(strings.Repeat(" ", indent))
+		}
+		t.print(t.style(style, line) + "\n")
+	}
+}
+
+// pack writes items side by side, breaking lines between items only where
+// that is possible.
+func (t *Text) pack(indent int, items []string, style string) {
+	room := t.o.Width - indent
+	var line string
+	flush := func() {
+		if line != "" {
+			t.print(strings.Repeat(" ", indent) + t.style(style, line) + "\n")
+			line = ""
+		}
+	}
+	for _, item := range items {
+		if line != "" && columns(line)+2+columns(item) > room {
+			flush()
+		}
+		if columns(item) > room {
+			for _, part := range wrap(item, room) {
+				t.print(strings.Repeat(" ", indent) + t.style(style, part) + "\n")
+			}
+			continue
+		}
+		if line != "" {
+			line += "  "
+		}
+		line += item
+	}
+	flush()
+}
+
+// Start writes what is watching and what it cannot know.
+func (t *Text) Start(s *Start) error {
+	attached := 0
+	for _, h := range s.Hooks {
+		if h.Via != "" && h.Via != "none" {
+			attached++
+		}
+	}
+	local := time.Unix(0, int64(s.Time)).In(t.o.Location)
+	t.day = local.Format("2006-01-02")
+	t.para("tcptrace ", bold, fmt.Sprintf("%s on %s, Linux %s, %s; %d of %d hooks attached (%s)",
+		Safe(s.Version), Safe(s.Host), Safe(s.Kernel), local.Format("2006-01-02 15:04:05 MST"), attached, len(s.Hooks), Safe(s.Attach)), plain)
+	for _, u := range s.Unknowable {
+		t.para("not known here: ", dim, Safe(u), dim)
+	}
+	t.print("\n")
+	return t.result()
+}
+
+// Event writes one line.
+func (t *Text) Event(e *Event) error {
+	text := e.Text
+	if text == "" {
+		text = e.Event
+	}
+	where := Addr(e.Local)
+	if e.Remote.IsValid() {
+		where += " " + Addr(e.Remote)
+	}
+	if ns := t.netns(e.Netns); ns != "" {
+		where += " " + ns
+	}
+	t.head(e.Time, "event", dim, where+": "+Safe(text))
+	return t.result()
+}
+
+// person names a process, "" if there is none.
+func person(pid uint32, comm string) string {
+	switch {
+	case pid == 0 && comm == "":
+		return ""
+	case pid == 0:
+		return Safe(comm)
+	}
+	return fmt.Sprintf("%s[%d]", Safe(comm), pid)
+}
+
+// route shows the addresses from the client to the server.
+func route(c *Connection) string {
+	local, remote := Addr(c.Local), Addr(c.Remote)
+	switch {
+	case remote == "":
+		return local
+	case c.Role == "client":
+		return local + " -> " + remote
+	case c.Role == "server":
+		return remote + " -> " + local
+	}
+	return local + " <-> " + remote
+}
+
+// Connection writes the story of a connection and its timeline.
+func (t *Text) Connection(c *Connection) error {
+	if slices.Contains(t.shown, c.ID) {
+		return t.result()
+	}
+	style := red
+	if c.Well {
+		style = green
+	}
+	t.head(c.Time, "conn", style, Safe(c.Story))
+	facts := []string{route(c)}
+	switch p := person(c.Process.PID, c.Process.Comm); {
+	case c.Role == "unknown" && p == "":
+		facts = append(facts, "role and process unknown")
+	case c.Role == "unknown":
+		facts = append(facts, p)
+	case p == "":
+		facts = append(facts, c.Role+", process unknown")
+	default:
+		facts = append(facts, c.Role+" "+p)
+	}
+	if ns := t.netns(c.Netns); ns != "" {
+		facts = append(facts, ns)
+	}
+	if len(c.Verdicts) > 0 {
+		facts = append(facts, Safe(strings.Join(c.Verdicts, ",")))
+	}
+	if c.Incomplete {
+		facts = append(facts, "incomplete")
+	}
+	t.pack(2, facts, plain)
+	t.timeline(c)
+	if p := c.Peer; p != nil && p.Closed != 0 {
+		if len(t.shown) == 256 {
+			t.shown = t.shown[1:]
+		}
+		t.shown = append(t.shown, p.ID)
+	}
+	t.print("\n")
+	return t.result()
+}
+
+// maxEntries bounds a timeline on the screen; the middle is left out.
+const maxEntries = 40
+
+// sinceFirst is the time from the first entry to the i-th.
+func sinceFirst(entries []Entry, i int) time.Duration {
+	return time.Duration(entries[i].At - entries[0].At)
+}
+
+// line is an entry of one of the two ends.
+type line struct {
+	Entry
+	peer bool
+}
+
+// timeline writes the entries of a connection; of both ends, side by side,
+// where the other is known too.
+func (t *Text) timeline(c *Connection) {
+	var lines []line
+	for _, e := range c.Timeline {
+		lines = append(lines, line{Entry: e})
+	}
+	both := c.Peer != nil && len(c.Peer.Timeline) > 0
+	if both {
+		for _, e := range c.Peer.Timeline {
+			lines = append(lines, line{Entry: e, peer: true})
+		}
+		// Clocks are the same; at the same instant, the client goes first.
+		slices.SortStableFunc(lines, func(a, b line) int {
+			switch {
+			case a.At != b.At:
+				return cmpInt64(a.At, b.At)
+			case a.peer == b.peer:
+				return 0
+			case a.peer == (c.Role == "server"):
+				return -1
+			}
+			return 1
+		})
+	}
+	if len(lines) == 0 {
+		return
+	}
+	first := lines[0].At
+	unit, suffix := time.Millisecond, " ms"
+	if lines[len(lines)-1].At-first >= int64(100*time.Second) {
+		unit, suffix = time.Second, " s"
+	}
+	when := func(l line) string {
+		return strconv.FormatFloat(float64(l.At-first)/float64(unit), 'f', 3, 64) + suffix
+	}
+	width := 0
+	for _, l := range lines {
+		width = max(width, len(when(l)))
+	}
+	const indent = 4
+	room := t.o.Width - indent - width - 2
+	left, right := c, c.Peer
+	if both && c.Role == "server" {
+		left, right = right, left
+	}
+	column := (room - 3) / 2
+	side := both && column >= 24
+	blank := strings.Repeat(" ", indent+width+2)
+	if side {
+		a, b := wrap(end(left), column), wrap(end(right), column)
+		t.columns(blank, a, b, column, bold)
+	}
+	for i, l := range lines {
+		if len(lines) > maxEntries {
+			if n := len(lines) - maxEntries; i == maxEntries/2 {
+				t.print(blank + t.style(dim, fmt.Sprintf("... %d more ...", n)) + "\n")
+			}
+			if i >= maxEntries/2 && i < len(lines)-maxEntries/2 {
+				continue
+			}
+		}
+		text := l.Text
+		if text == "" {
+			text = l.Event
+		}
+		text = Safe(text)
+		start := strings.Repeat(" ", indent) + padLeft(when(l), width) + "  "
+		switch {
+		case side && l.peer == (left == c):
+			t.columns(start, nil, wrap(text, column), column, plain)
+		case side:
+			t.columns(start, wrap(text, column), nil, column, plain)
+		case both:
+			who := c
+			if l.peer {
+				who = c.Peer
+			}
+			t.para(start, dim, who.Role+": "+text, plain)
+		default:
+			t.para(start, dim, text, plain)
+		}
+	}
+}
+
+// columns writes two texts side by side.
+func (t *Text) columns(start string, left, right []string, width int, style string) {
+	for i := range max(len(left), len(right), 1) {
+		if i == 0 {
+			t.print(t.style(dim, start))
+		} else {
+			t.print(strings.Repeat(" ", columns(start)))
+		}
+		var a, b string
+		if i < len(left) {
+			a = left[i]
+		}
+		if i < len(right) {
+			b = right[i]
+		}
+		s := t.style(style, a) + strings.Repeat(" ", max(0, width-columns(a))) + t.style(dim, " |")
+		if b != "" {
+			s += " " + t.style(style, b)
+		}
+		t.print(s + "\n")
+	}
+}
+
+// end names one end of a conversation.
+func end(c *Connection) string {
+	s := c.Role + " " + Addr(c.Local)
+	if p := person(c.Process.PID, c.Process.Comm); p != "" {
+		s += " " + p
+	}
+	return s
+}
+
+func cmpInt64(a, b int64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func severityStyle(s diagnose.Severity) string {
+	switch s {
+	case diagnose.Error:
+		return red
+	case diagnose.Warning:
+		return yellow
+	}
+	return cyan
+}
+
+// about says what a verdict is about.
+func (t *Text) about(v *Verdict) string {
+	s := v.Subject.Kind + " " + Safe(v.Subject.Name)
+	if v.Process != nil {
+		// The name of a process as subject has it already.
+		if p := person(v.Process.PID, v.Process.Comm); p != "" && !strings.Contains(s, p) {
+			s += " " + p
+		}
+	}
+	if ns := t.netns(v.Netns); ns != "" {
+		s += ", " + ns
+	}
+	return s
+}
+
+func verdictKey(v *Verdict) string {
+	return fmt.Sprintf("%s\x00%d\x00%s\x00%s", v.Code, v.Netns, v.Subject.Kind, v.Subject.Name)
+}
+
+// Verdict writes a verdict in full when it is new, and a line when it grew.
+func (t *Text) Verdict(v *Verdict) error {
+	style := severityStyle(v.Severity)
+	if v.Phase != diagnose.PhaseNew {
+		grew := ""
+		if v.Interval > 0 && v.Count >= v.Since {
+			grew = fmt.Sprintf(" (+%s in the last %s)", thousands(v.Count-v.Since), roughly(v.Interval))
+		}
+		t.head(v.Time, string(v.Severity), style, fmt.Sprintf("%s, %s: now %s%s", Safe(v.Code), t.about(v), thousands(v.Count), grew))
+		return t.result()
+	}
+	t.head(v.Time, string(v.Severity), style, Safe(v.Story))
+	t.pack(2, []string{Safe(v.Code), t.about(v), thousands(v.Count) + " so far", string(v.Confidence)}, plain)
+	t.evidence(v.Evidence)
+	if v.Example != nil {
+		t.para("  example ", dim, route(v.Example), plain)
+		t.timeline(v.Example)
+	}
+	for _, f := range v.Fix {
+		t.para("  fix: ", green, Safe(f), plain)
+	}
+	t.print("\n")
+	t.full[verdictKey(v)] = v.Count
+	return t.result()
+}
+
+func (t *Text) evidence(facts diagnose.Evidence) {
+	items := make([]string, 0, len(facts))
+	for _, f := range facts {
+		items = append(items, fact(f))
+	}
+	t.pack(2, items, dim)
+}
+
+// fact shows one piece of evidence as key=value.
+func fact(f diagnose.Fact) string {
+	s := Safe(f.Key) + "="
+	if f.Value == nil {
+		s += "unknown"
+	} else {
+		s += value(f.Value)
+	}
+	if f.Note != "" {
+		s += " (" + Safe(f.Note) + ")"
+	}
+	return s
+}
+
+func value(v any) string {
+	switch v := v.(type) {
+	case string:
+		if v == "" || strings.ContainsAny(v, " =,()") {
+			return `"` + Safe(v) + `"`
+		}
+		return Safe(v)
+	case float64:
+		return strconv.FormatFloat(math.Round(v*1e3)/1e3, 'f', -1, 64)
+	case []string:
+		safe := make([]string, len(v))
+		for i, s := range v {
+			safe[i] = Safe(s)
+		}
+		return strings.Join(safe, ",")
+	case diagnose.Evidence:
+		items := make([]string, len(v))
+		for i, f := range v {
+			items[i] = fact(f)
+		}
+		return "{" + strings.Join(items, " ") + "}"
+	}
+	return Safe(fmt.Sprint(v))
+}
+
+// Lost writes a line about lost events.
+func (t *Text) Lost(l *Lost) error {
+	t.head(l.Time, "lost", yellow, fmt.Sprintf("%s events (%s): what they touched is marked incomplete", thousands(l.Count), Safe(l.Where)))
+	return t.result()
+}
+
+// Summary writes the totals, the last word on each verdict, the counter audit
+// and the cost.
+func (t *Text) Summary(s *Summary) error {
+	lost := "none lost"
+	if s.Lost > 0 {
+		lost = thousands(s.Lost) + " lost"
+	}
+	t.head(s.Time, "summary", bold, fmt.Sprintf("%s: %s connections, %s events, %s", roughly(s.Duration), thousands(s.Connections), thousands(s.Events), lost))
+	if s.Evicted > 0 {
+		t.para("  ", plain, thousands(s.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
+	}
+	t.print("\n")
+	t.verdicts(s.Final)
+	t.audit(s)
+	t.cost(s.Cost)
+	return t.Flush()
+}
+
+func (t *Text) verdicts(final []*Verdict) {
+	if len(final) == 0 {
+		t.print("  " + t.style(bold, "verdicts") + "  none\n")
+		return
+	}
+	t.print("  " + t.style(bold, "verdicts") + "\n")
+	codes, counts := 0, 0
+	for _, v := range final {
+		codes = max(codes, columns(Safe(v.Code)))
+		counts = max(counts, len(thousands(v.Count)))
+	}
+	for _, v := range final {
+		style := severityStyle(v.Severity)
+		start := "    " + padLeft(thousands(v.Count), counts) + "  " + t.style(style, pad(string(v.Severity), tagWidth)) + "  "
+		indent := 4 + counts + 2 + tagWidth + 2
+		about := t.about(v)
+		if room := t.o.Width - indent - codes - 2; columns(about) <= room {
+			t.print(start + t.style(bold, pad(Safe(v.Code), codes)) + "  " + about + "\n")
+		} else {
+			t.print(start + t.style(bold, Safe(v.Code)) + "\n")
+			t.para(strings.Repeat(" ", indent), plain, about, plain)
+		}
+		if was, ok := t.full[verdictKey(v)]; !ok || was != v.Count {
+			// What was shown in full told of fewer.
+			t.para(strings.Repeat(" ", 6), plain, Safe(v.Story), plain)
+			items := make([]string, 0, len(v.Evidence))
+			for _, f := range v.Evidence {
+				items = append(items, fact(f))
+			}
+			t.pack(6, items, dim)
+		}
+	}
+}
+
+func (t *Text) audit(s *Summary) {
+	var moved []Audit
+	for _, a := range s.Audit {
+		if a.Kernel != 0 || a.Explained != 0 {
+			moved = append(moved, a)
+		}
+	}
+	if len(moved) == 0 {
+		t.print("  " + t.style(bold, "counters") + "  none of those that are audited moved\n")
+	} else {
+		name := 0
+		for _, a := range moved {
+			name = max(name, columns(Safe(a.Counter)))
+		}
+		t.print("  " + t.style(bold, pad("counters", name+4)) + padLeft("kernel", 10) + padLeft("explained", 12) + "\n")
+		last := uint32(0)
+		for i, a := range moved {
+			if i == 0 || a.Netns != last {
+				label := fmt.Sprintf("netns %d", a.Netns)
+				if n := t.name[a.Netns]; n != "" {
+					label += " (" + Safe(n) + ")"
+				} else if a.Netns == t.o.Netns {
+					label += " (the host's)"
+				}
+				t.print("    " + label + "\n")
+				last = a.Netns
+			}
+			row := "      " + pad(Safe(a.Counter), name) + padLeft(thousands(a.Kernel), 10) + padLeft(thousands(a.Explained), 12)
+			var remark string
+			switch {
+			case a.Unexplained() > 0:
+				remark = thousands(a.Unexplained()) + " not explained"
+			case a.Excess() > 0:
+				remark = thousands(a.Excess()) + " more seen than counted"
+			}
+			switch {
+			case remark == "":
+				t.print(row + "\n")
+			case columns(row)+2+columns(remark) <= t.o.Width:
+				t.print(row + "  " + t.style(yellow, remark) + "\n")
+			default:
+				t.print(row + "\n")
+				t.para("        ", plain, remark, yellow)
+			}
+			if !a.Exact && a.Note != "" && remark != "" {
+				t.para("        ", plain, "not exact in this attach mode: "+Safe(a.Note), dim)
+			}
+		}
+	}
+	for _, n := range s.AuditNotes {
+		t.para("    ", plain, Safe(n), dim)
+	}
+}
+
+func (t *Text) cost(c Cost) {
+	kernel := "kernel time not measured"
+	if c.BPFKnown {
+		kernel = fmt.Sprintf("%.0f ns of kernel time an event, %s of a processor in the kernel", c.BPFNanosPerEvent, percent(c.BPFCPUPercent))
+	}
+	t.para("  cost  ", bold, fmt.Sprintf("%s, %s in user space, %.1f MB of memory", kernel, percent(c.UserCPUPercent), float64(c.RSSBytes)/1e6), plain)
+}
+
+func percent(p float64) string { return strconv.FormatFloat(p, 'f', 2, 64) + " %" }
+
+// thousands groups digits for people.
+func thousands(n uint64) string {
+	s := strconv.FormatUint(n, 10)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// roughly shows a duration to two or three digits.
+func roughly(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return d.Round(time.Microsecond).String()
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		s := strconv.FormatFloat(d.Seconds(), 'f', 1, 64)
+		return strings.TrimSuffix(s, ".0") + " s"
+	case d < time.Hour:
+		return fmt.Sprintf("%d min %d s", int(d.Minutes()), int(d.Seconds())%60)
+	}
+	return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
+}

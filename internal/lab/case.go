@@ -39,7 +39,11 @@ func Cases() []Case {
 		closeWaitCases,
 		resetOnOverflowCases,
 		silentOverflowCases,
+		halfOpenCases,
+		finalACKCases,
 		connectFailureCases,
+		resetCases,
+		healthyCases,
 	)
 }
 

@@ -332,6 +332,10 @@ func burst(ctx context.Context, env *Env, wire *gatedWire, client *Process, to n
 	if punctual, err = env.open(ctx, client, connectArgs{To: to, N: env.Backlog}); err != nil {
 		return nil, nil, err
 	}
+	// Their final ACKs have to be past the gate.
+	if err := env.untilCounter(ctx, "Tcp.PassiveOpens", uint64(len(punctual))); err != nil {
+		return nil, nil, err
+	}
 	wire.shut()
 	if late, err = env.open(ctx, client, connectArgs{To: to, N: env.Backlog}); err != nil {
 		return nil, nil, err

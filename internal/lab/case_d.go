@@ -38,7 +38,23 @@ var silentOverflowCases = []Case{
 		Story: "Clients on this host connect to a server that does not accept. Once its queue is full, SYNs are " +
 			"dropped; they are sent again after a second, when there is room.",
 		Run: run(func(ctx context.Context, env *Env, t *Truth) error {
-			return droppedSYNs(ctx, env, t, env.Backlog)
+			return droppedSYNs(ctx, env, t, queue{env.Backlog, env.Backlog, env.Backlog})
+		}),
+	},
+	{
+		ID:    "D-zero",
+		Title: "a backlog of 0",
+		Story: "As case D-syn, at a listener whose backlog is 0: its queue has room for one connection.",
+		Run: run(func(ctx context.Context, env *Env, t *Truth) error {
+			// One only: a second SYN at the same time would be answered with a
+			// cookie, since no connection may be half open either, and its client
+			// would be lost for ever once its ACK met the full queue.
+			if err := droppedSYNs(ctx, env, t, queue{argument: 0, limit: 0, late: 1}); err != nil {
+				return err
+			}
+			// Up to 5.10, even the first SYN is answered with a cookie.
+			t.Allow = append(t.Allow, "syn-queue-overflow")
+			return nil
 		}),
 	},
 	{
@@ -49,7 +65,7 @@ var silentOverflowCases = []Case{
 			if err := env.NS.Sysctl("net.core.somaxconn", strconv.Itoa(env.Backlog)); err != nil {
 				return err
 			}
-			if err := droppedSYNs(ctx, env, t, 100_000); err != nil {
+			if err := droppedSYNs(ctx, env, t, queue{100_000, env.Backlog, env.Backlog}); err != nil {
 				return err
 			}
 			t.Expect = append(t.Expect, Expectation{Code: "backlog-clamped", Listener: t.Listener, Process: t.Server, Count: 1})
@@ -182,11 +198,18 @@ func droppedRealClients(ctx context.Context, env *Env, t *Truth) error {
 // synTimeout is how long the kernel waits before it sends a first SYN again.
 const synTimeout = time.Second
 
-// droppedSYNs fills a listener's accept queue from this host, has as many more
-// clients connect, and lets the server accept once their SYNs were dropped.
-func droppedSYNs(ctx context.Context, env *Env, t *Truth, backlog int) error {
+// queue is an accept queue and what is to come to it.
+type queue struct {
+	argument int // listen()'s backlog
+	limit    int // what the kernel makes of it; one more connection fits
+	late     int // clients that find the queue full
+}
+
+// droppedSYNs fills a listener's accept queue from this host, has more clients
+// connect, and lets the server accept once their SYNs were dropped.
+func droppedSYNs(ctx context.Context, env *Env, t *Truth, q queue) error {
 	srv, err := env.serve(ctx, "rpc-server", serverSpec{
-		Addr: netip.MustParseAddrPort("127.0.0.1:8083"), Backlog: backlog, OnData: echoData,
+		Addr: netip.MustParseAddrPort("127.0.0.1:8083"), Backlog: q.argument, OnData: echoData,
 	})
 	if err != nil {
 		return err
@@ -195,13 +218,14 @@ func droppedSYNs(ctx context.Context, env *Env, t *Truth, backlog int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := env.open(ctx, client, connectArgs{To: srv.Addr, N: env.Backlog + 1}); err != nil {
+	room := q.limit + 1
+	if _, err := env.open(ctx, client, connectArgs{To: srv.Addr, N: room}); err != nil {
 		return err
 	}
-	env.Logf("%d connections fill the accept queue of %s; nobody accepts", env.Backlog+1, srv.Addr)
+	env.Logf("connections fill the accept queue of %s (%d); nobody accepts", srv.Addr, room)
 	begun := time.Now()
-	rest := client.begin("connect", connectArgs{To: srv.Addr, N: env.Backlog, Within: env.Patience})
-	n := uint64(env.Backlog)
+	rest := client.begin("connect", connectArgs{To: srv.Addr, N: q.late, Within: env.Patience})
+	n := uint64(q.late)
 	if err := env.untilCounter(ctx, "TcpExt.ListenOverflows", n); err != nil {
 		return err
 	}
@@ -221,21 +245,23 @@ func droppedSYNs(ctx context.Context, env *Env, t *Truth, backlog int) error {
 	}
 	env.Logf("%d more connect, in %s", len(late), late[0].Took.Round(time.Millisecond))
 	if err := env.untilServed(ctx, srv, "the server has accepted all", func(st serverStats) bool {
-		return st.Accepted == 2*env.Backlog+1
+		return st.Accepted == room+len(late)
 	}); err != nil {
 		return err
 	}
-	t.Listener, t.Server, t.Client, t.Backlog = srv.Addr, srv.party(), client.party(), backlog
+	t.Listener, t.Server, t.Client, t.Backlog = srv.Addr, srv.party(), client.party(), q.argument
 	t.Expect = []Expectation{{
 		Code: "accept-queue-overflow", Listener: srv.Addr, Process: srv.party(), Count: len(late),
 	}}
 	t.Allow = []string{"slow-accept"}
-	t.Known["Tcp.PassiveOpens"] = 2*n + 1
-	t.Known["Tcp.ActiveOpens"] = 2*n + 1
+	t.Known["Tcp.PassiveOpens"] = uint64(room) + n
+	t.Known["Tcp.ActiveOpens"] = uint64(room) + n
 	t.Known["Tcp.OutRsts"] = 0
 	t.AtLeast["TcpExt.TCPSynRetrans"] = n
 	t.AtLeast["TcpExt.ListenOverflows"] = n
-	if inTime { // no SYN was sent twice to the full queue
+	// If no SYN came twice to the full queue, and the second ones could not
+	// fill it again.
+	if inTime && q.late <= q.limit+1 {
 		t.Known["TcpExt.ListenOverflows"] = n
 		t.Known["TcpExt.ListenDrops"] = n
 		t.Known["TcpExt.TCPSynRetrans"] = n
@@ -300,7 +326,9 @@ func burstAccepted(ctx context.Context, env *Env, t *Truth) error {
 	if err := client.call(ctx, "close", closeArgs{FDs: descriptors(conns)}, nil); err != nil {
 		return err
 	}
-	if err := env.untilServed(ctx, srv, "the server has closed", func(st serverStats) bool { return st.Closed == n }); err != nil {
+	if err := env.untilServed(ctx, srv, "the server has closed", func(st serverStats) bool {
+		return st.Closed == n
+	}); err != nil {
 		return err
 	}
 	t.Listener, t.Server, t.Client, t.Backlog = srv.Addr, srv.party(), client.party(), n

@@ -77,8 +77,6 @@ func TestCases(t *testing.T) {
 				if len(truth.Expect) != 0 || len(truth.Victims) != 0 {
 					t.Errorf("a healthy twin has victims %v and expects %v", truth.Victims, truth.Expect)
 				}
-			} else if len(truth.Expect) == 0 {
-				t.Error("the case expects no verdict")
 			}
 			if t.Failed() {
 				for inode, counters := range truth.Counters {

@@ -46,8 +46,13 @@ static __always_inline __u64 identity_raw(struct sock_common *c)
 	return (__u64)c;
 }
 
-/* Only the kernel's helper makes a cookie where there is none yet. */
+/* Only the kernel's helper makes a cookie where there is none yet, and it
+ * takes only pointers that the verifier knows.
+ */
 #define identity_btf(c) (have_cookie ? bpf_get_socket_cookie((void *)(c)) : (__u64)(c))
+
+/* For functions that serve both: typed is a constant of the caller. */
+#define identity(c, typed) ((typed) ? identity_btf(c) : identity_raw((void *)(c)))
 
 #define DEFINE_FILL(K)                                                                     \
 static __always_inline __u32 netns_##K(struct sock_common *c)                        \

@@ -67,9 +67,9 @@ static __always_inline int on_conn_request(struct sock *sk, struct sk_buff *skb)
 	return 0;
 }
 
-static __always_inline void fill_request(struct tcptrace_event *e, struct request_sock *req)
+static __always_inline void fill_request(struct tcptrace_event *e, struct request_sock *req, bool typed)
 {
-	e->sock = identity_raw(&req->__req_common);
+	e->sock = identity(req, typed);
 	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
 	fill_addrs_raw(e, &req->__req_common);
 }
@@ -79,7 +79,7 @@ static __always_inline void fill_request(struct tcptrace_event *e, struct reques
  * is a SYN).
  */
 static __always_inline int on_syn_recv_sock(struct sock *sk, struct sk_buff *skb,
-					    struct request_sock *req, void *req_unhash)
+					    struct request_sock *req, void *req_unhash, bool typed)
 {
 	struct tcptrace_event *e;
 	__u32 netns;
@@ -95,7 +95,7 @@ static __always_inline int on_syn_recv_sock(struct sock *sk, struct sk_buff *skb
 	if (!e)
 		return 0;
 	e->netns = netns;
-	fill_request(e, req);
+	fill_request(e, req, typed);
 	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	if (!req_unhash)

@@ -24,8 +24,7 @@ static __always_inline int on_retransmit_synack(struct sock *sk, struct request_
 		e = begin(KIND_ACK_OVERFLOW);
 		if (e) {
 			e->netns = netns;
-			fill_request(e, req);
-			e->sock = identity_btf(&req->__req_common);
+			fill_request(e, req, true);
 			e->flags = FLAG_INFERRED;
 			e->l.listener = identity_raw(&sk->__sk_common);
 			fill_listener(e, sk);
@@ -36,8 +35,7 @@ static __always_inline int on_retransmit_synack(struct sock *sk, struct request_
 	if (!e)
 		return 0;
 	e->netns = netns;
-	fill_request(e, req);
-	e->sock = identity_btf(&req->__req_common);
+	fill_request(e, req, true);
 	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	e->l.attempt = RD_raw(req, num_retrans) + 1; /* counted after the tracepoint */
@@ -66,7 +64,7 @@ static __always_inline int on_check_req(struct sk_buff *skb, struct request_sock
 	return 0;
 }
 
-static __always_inline int on_reqsk_drop(struct sock *sk, struct request_sock *req)
+static __always_inline int on_reqsk_drop(struct sock *sk, struct request_sock *req, bool typed)
 {
 	struct tcptrace_event *e;
 	struct notes *n = notes();
@@ -84,7 +82,7 @@ static __always_inline int on_reqsk_drop(struct sock *sk, struct request_sock *r
 	if (!e)
 		return 0;
 	e->netns = netns;
-	fill_request(e, req);
+	fill_request(e, req, typed);
 	e->reason = killer;
 	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);

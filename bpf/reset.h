@@ -24,7 +24,7 @@ static __always_inline __u32 netns_of_skb(struct sk_buff *skb)
  * full socket. skb is the segment being answered, missing where the host
  * resets by itself. All read as raw addresses: resets are rare.
  */
-static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, __u32 reason)
+static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, __u32 reason, bool typed)
 {
 	struct tcptrace_event *e;
 	__u8 state = 0, tcp_flags = 0;
@@ -52,7 +52,7 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 	e->new_state = state;
 	e->reason = reason;
 	if (full) {
-		e->sock = identity_raw(&sk->__sk_common);
+		e->sock = identity(sk, typed);
 		e->flags = flags_raw(sk);
 		e->err = RD_raw(sk, sk_err);
 		fill_addrs_raw(e, &sk->__sk_common);
@@ -70,7 +70,7 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 			return 0;
 		}
 		if (state == TCP_LISTEN) {
-			e->sock = e->l.listener = identity_raw(&sk->__sk_common);
+			e->sock = e->l.listener = identity(sk, typed);
 			fill_listener(e, sk);
 		}
 	}

@@ -3,7 +3,7 @@
 #ifndef TCPTRACE_RETRANSMIT_H
 #define TCPTRACE_RETRANSMIT_H
 
-static __always_inline int on_retransmit(struct sock *sk, __u8 kind)
+static __always_inline int on_retransmit(struct sock *sk, __u8 kind, bool typed)
 {
 	struct tcp_sock *tp = (void *)sk;
 	struct tcptrace_event *e;
@@ -16,7 +16,7 @@ static __always_inline int on_retransmit(struct sock *sk, __u8 kind)
 	e = begin(kind);
 	if (!e)
 		return 0;
-	e->sock = identity_raw(&sk->__sk_common);
+	e->sock = identity(sk, typed);
 	e->netns = netns;
 	e->old_state = e->new_state = RD_raw(sk, __sk_common.skc_state);
 	e->attempt = RD_raw(tp, inet_conn.icsk_retransmits);

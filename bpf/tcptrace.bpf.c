@@ -62,7 +62,7 @@ int tp_send_reset(args_t *ctx)
 		reason = ctx[2];
 	if (infer_ack_overflow)
 		overflow_from_reset((void *)ctx[0], (void *)ctx[1], reason);
-	return on_send_reset((void *)ctx[0], (void *)ctx[1], reason);
+	return on_send_reset((void *)ctx[0], (void *)ctx[1], reason, true);
 }
 
 SEC("tp_btf/tcp_receive_reset")
@@ -83,7 +83,7 @@ SEC("tp_btf/tcp_retransmit_skb")
 int tp_retransmit(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT);
+	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true);
 }
 
 /* since 6.18 the tracepoint also tells of retransmissions that failed */
@@ -93,7 +93,7 @@ int tp_retransmit_err(args_t *ctx)
 	SKIP_IF_EMPTY;
 	if ((int)ctx[2])
 		return 0;
-	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT);
+	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true);
 }
 
 SEC("tp_btf/consume_skb")
@@ -132,7 +132,7 @@ SEC("fentry/tcp_v4_syn_recv_sock")
 int fe_v4_syn_recv_sock(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4]);
+	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4], true);
 }
 
 SEC("kprobe/tcp_v4_syn_recv_sock")
@@ -140,7 +140,7 @@ int kp_v4_syn_recv_sock(struct pt_regs *ctx)
 {
 	SKIP_IF_EMPTY;
 	return on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
-				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx));
+				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx), false);
 }
 
 /* IPv4 on an IPv6 listener goes on into the IPv4 function: counted there */
@@ -155,7 +155,7 @@ int fe_v6_syn_recv_sock(args_t *ctx)
 	SKIP_IF_EMPTY;
 	if (is_v4((void *)ctx[1]))
 		return 0;
-	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4]);
+	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4], true);
 }
 
 SEC("kprobe/tcp_v6_syn_recv_sock")
@@ -165,7 +165,7 @@ int kp_v6_syn_recv_sock(struct pt_regs *ctx)
 	if (is_v4((void *)PT_REGS_PARM2(ctx)))
 		return 0;
 	return on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
-				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx));
+				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx), false);
 }
 
 /* half-open requests */
@@ -188,21 +188,21 @@ SEC("fentry/inet_csk_reqsk_queue_drop")
 int fe_reqsk_drop(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_reqsk_drop((void *)ctx[0], (void *)ctx[1]);
+	return on_reqsk_drop((void *)ctx[0], (void *)ctx[1], true);
 }
 
 SEC("kprobe/inet_csk_reqsk_queue_drop")
 int kp_reqsk_drop(struct pt_regs *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_reqsk_drop((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx));
+	return on_reqsk_drop((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
 }
 
 /* resets before tcp_send_reset has a reason: the tracepoint then misses those
  * without a full socket, the functions do not
  */
 
-static __always_inline int on_v_send_reset(struct sock *sk, struct sk_buff *skb)
+static __always_inline int on_v_send_reset(struct sock *sk, struct sk_buff *skb, bool typed)
 {
 	struct tcphdr_wire th = {};
 
@@ -211,49 +211,49 @@ static __always_inline int on_v_send_reset(struct sock *sk, struct sk_buff *skb)
 		return 0;
 	if (infer_ack_overflow)
 		overflow_from_reset(sk, skb, 0);
-	return on_send_reset(sk, skb, 0);
+	return on_send_reset(sk, skb, 0, typed);
 }
 
 SEC("fentry/tcp_v4_send_reset")
 int fe_v4_send_reset(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)ctx[0], (void *)ctx[1]);
+	return on_v_send_reset((void *)ctx[0], (void *)ctx[1], true);
 }
 
 SEC("kprobe/tcp_v4_send_reset")
 int kp_v4_send_reset(struct pt_regs *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx));
+	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
 }
 
 SEC("fentry/tcp_v6_send_reset")
 int fe_v6_send_reset(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)ctx[0], (void *)ctx[1]);
+	return on_v_send_reset((void *)ctx[0], (void *)ctx[1], true);
 }
 
 SEC("kprobe/tcp_v6_send_reset")
 int kp_v6_send_reset(struct pt_regs *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx));
+	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
 }
 
 SEC("fentry/tcp_send_active_reset")
 int fe_active_reset(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_send_reset((void *)ctx[0], NULL, 0);
+	return on_send_reset((void *)ctx[0], NULL, 0, true);
 }
 
 SEC("kprobe/tcp_send_active_reset")
 int kp_active_reset(struct pt_regs *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_send_reset((void *)PT_REGS_PARM1(ctx), NULL, 0);
+	return on_send_reset((void *)PT_REGS_PARM1(ctx), NULL, 0, false);
 }
 
 /* timers */
@@ -262,14 +262,14 @@ SEC("fentry/tcp_retransmit_timer")
 int fe_rto(args_t *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_retransmit((void *)ctx[0], KIND_RTO);
+	return on_retransmit((void *)ctx[0], KIND_RTO, true);
 }
 
 SEC("kprobe/tcp_retransmit_timer")
 int kp_rto(struct pt_regs *ctx)
 {
 	SKIP_IF_EMPTY;
-	return on_retransmit((void *)PT_REGS_PARM1(ctx), KIND_RTO);
+	return on_retransmit((void *)PT_REGS_PARM1(ctx), KIND_RTO, false);
 }
 
 SEC("fentry/tcp_time_wait")

@@ -196,7 +196,8 @@ func parseDepends(list string) []dependency {
 }
 
 // debianMirror returns the address of a Debian mirror: the one that the
-// environment names, else the one that this machine's apt uses.
+// environment names, else the one that this machine's apt uses, else the default
+// of debootstrap.
 func debianMirror(ctx context.Context) (string, error) {
 	if mirror := os.Getenv(mirrorVariable); mirror != "" {
 		return strings.TrimRight(mirror, "/"), nil
@@ -210,9 +211,20 @@ func debianMirror(ctx context.Context) (string, error) {
 	if mirror := pickMirror(string(out)); mirror != "" {
 		return mirror, nil
 	}
+	if script, err := os.ReadFile(debootstrap); err == nil {
+		if m := defaultMirror.FindSubmatch(script); m != nil {
+			return string(m[1]), nil
+		}
+	}
 	return "", hinted(errors.New("this machine's apt knows no Debian mirror"),
-		"set %s to the address of one, ending in /debian", mirrorVariable)
+		"install the package debootstrap, which names one, or set %s to the address of one, ending in /debian", mirrorVariable)
 }
+
+// debootstrap is the script that makes Debian systems, also on Ubuntu; it has
+// the address that is used when none is given.
+const debootstrap = "/usr/sbin/debootstrap"
+
+var defaultMirror = regexp.MustCompile(`(?m)^DEF_MIRROR="([^"$]+)"$`)
 
 // pickMirror chooses from lines of origin, label and address. Origin and label
 // are known only once apt has fetched its lists.

@@ -52,6 +52,8 @@ type Result struct {
 	// Crashes are the crashes of the emulator or the guest's kernel after which
 	// the job was started again, in the kernel's or the emulator's own words.
 	Crashes []string
+	// Attempts is how often a machine was started for the job.
+	Attempts int
 	// Missing are modules that the kernel does not have.
 	Missing []string
 }
@@ -109,7 +111,7 @@ func (j Job) Run(ctx context.Context) (Result, error) {
 			},
 		}
 		r := b.start(ctx)
-		result.Release, result.Statuses = r.release, r.statuses
+		result.Release, result.Statuses, result.Attempts = r.release, r.statuses, attempt
 		if r.ended {
 			return result, nil
 		}
@@ -150,7 +152,8 @@ func hostLabel(name string) string {
 }
 
 func lastLines(text []byte, n int) string {
-	lines := strings.Split(strings.TrimRight(string(text), "\r\n"), "\n")
+	plain := strings.ReplaceAll(string(text), "\r", "")
+	lines := strings.Split(strings.TrimRight(plain, "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 

@@ -64,6 +64,13 @@ SUITE/PACKAGE[=VERSION]        a package: bookworm/linux-image-amd64
 FILE.deb[+FILE.deb...]         package files (image and modules may be apart)
 PATH/vmlinuz...                a boot image; modules in ../lib/modules/RELEASE`
 
+// CheckSpec returns an error when spec does not name a kernel as SpecHelp says.
+// Whether there is such a kernel shows when it is fetched.
+func CheckSpec(spec string) error {
+	_, err := parseSpec(spec)
+	return err
+}
+
 // parseSpec reads what a user names a kernel by.
 func parseSpec(spec string) (source, error) {
 	if suite, ok := suites[spec]; ok {

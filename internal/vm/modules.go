@@ -22,6 +22,10 @@ var DefaultModules = []string{
 	"inet_diag", "tcp_diag", "unix_diag",
 }
 
+// mergedInto names the module that has become home to another: a kernel with the
+// one needs no other.
+var mergedInto = map[string]string{"nft_counter": "nf_tables"}
+
 // module is a kernel module, decompressed.
 type module struct {
 	name    string // with underscores, as in /proc/modules
@@ -98,8 +102,10 @@ func (t *moduleTree) resolve(names []string) (load []module, missing []string, e
 			if neededBy != "" {
 				return fmt.Errorf("resolving kernel modules: %s needs %s, which is not there", neededBy, name)
 			}
-			missing = append(missing, name)
 			state[name] = 2
+			if home := mergedInto[name]; home == "" || t.files[home] == "" && !t.builtin[home] {
+				missing = append(missing, name)
+			}
 			return nil
 		}
 		content, err := readModule(file)

@@ -75,6 +75,11 @@ func testCommand(ctx context.Context, args []string) error {
 			return usageError{fmt.Errorf("no attach mode is named %q", mode)}
 		}
 	}
+	for _, name := range o.kernels {
+		if err := vm.CheckSpec(name); err != nil {
+			return err
+		}
+	}
 	for _, spec := range files {
 		file, err := parseFile(spec)
 		if err != nil {
@@ -322,7 +327,7 @@ func summarize(w io.Writer, o testOptions, runs []kernelRun, elapsed time.Durati
 	var total vm.TestCount
 	failed, retries := 0, 0
 	for _, r := range runs {
-		retries += max(0, len(r.result.Crashes))
+		retries += max(0, r.result.Attempts-1)
 		for _, attach := range o.attach {
 			var count vm.TestCount
 			var problems []string
@@ -349,7 +354,7 @@ func summarize(w io.Writer, o testOptions, runs []kernelRun, elapsed time.Durati
 			fmt.Fprintf(w, "%-8s %-32s %-10s %6d %6d %7d  %s\n", r.name, r.kernel.Release, attach, count.Passed, count.Failed, count.Skipped, result)
 		}
 		if len(r.result.Crashes) > 0 {
-			fmt.Fprintf(w, "%-8s crashes of the emulator or its kernel, each followed by a new start: %d\n", r.name, len(r.result.Crashes))
+			fmt.Fprintf(w, "%-8s %d crashes of the emulator or its kernel, %d retries\n", r.name, len(r.result.Crashes), r.result.Attempts-1)
 		}
 		if len(r.result.Missing) > 0 {
 			fmt.Fprintf(w, "%-8s modules that this kernel does not have: %s\n", r.name, strings.Join(r.result.Missing, ", "))

@@ -74,10 +74,7 @@ func (e *Env) Namespaces() []*Namespace {
 // Close ends the processes of the case, with whatever they left standing, and
 // lets go of the namespaces.
 func (e *Env) Close() error {
-	// Clients were started last, and end first.
-	for i := len(e.processes) - 1; i >= 0; i-- {
-		e.processes[i].Stop()
-	}
+	e.stop()
 	var errs []error
 	for i := len(e.closers) - 1; i >= 0; i-- {
 		errs = append(errs, e.closers[i]())
@@ -86,6 +83,13 @@ func (e *Env) Close() error {
 		errs = append(errs, n.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// stop ends the processes, the last one started (a client, as a rule) first.
+func (e *Env) stop() {
+	for i := len(e.processes) - 1; i >= 0; i-- {
+		e.processes[i].Stop()
+	}
 }
 
 // onClose has fn called by Close, after the processes have ended.

@@ -133,7 +133,7 @@ type extra struct {
 	request  uint64         // identity of the request where it differs from the socket's
 	closer   *process       // who closed it, where that is not the owner
 	progress int64          // when a snapshot last saw data move in CLOSE_WAIT
-	lost     bool           // events were lost during the request phase
+	reason   string         // the kernel's name for why it sent the RST
 }
 
 // ID identifies the connection in the output: 16 hex digits, the same on a
@@ -210,8 +210,15 @@ func (c *Conn) Last() int64 { return c.last }
 // Closed is when the socket reached CLOSE or its minisocket TIME_WAIT, 0
 // while that has not been seen.
 func (c *Conn) Closed() int64 {
-	if e := c.Find(EntryClosed, EntryTimeWait, EntryConnectFailed, EntryHandshakeExpired); e != nil {
-		return e.At
+	for i := 0; i < int(c.n); i++ {
+		switch e := c.At(i); e.Kind {
+		case EntryClosed, EntryTimeWait, EntryConnectFailed, EntryExpired:
+			return e.At
+		case EntryState:
+			if e.Arg&argFinWait2 != 0 {
+				return e.At
+			}
+		}
 	}
 	return 0
 }
@@ -232,6 +239,15 @@ func (c *Conn) Traffic() event.Traffic {
 // Keepalive reports whether SO_KEEPALIVE is on, and whether that is known.
 func (c *Conn) Keepalive() (on, known bool) {
 	return c.flags&flagKeepalive != 0, c.flags&flagKeepaliveSeen != 0
+}
+
+// ResetReason is the kernel's name for why this end sent a RST, such as
+// "TCP_ABORT_ON_CLOSE"; "" where the kernel gives none or none was sent.
+func (c *Conn) ResetReason() string {
+	if c.extra == nil {
+		return ""
+	}
+	return c.extra.reason
 }
 
 // Facts are those of the listener at the newest event of the request phase;
@@ -263,7 +279,7 @@ func (c *Conn) Truncated() bool { return c.flags&flagTruncated != 0 }
 // events were lost while it lived, its beginning or end was missed, or it was
 // evicted. Nothing may be concluded from the absence of an entry then.
 func (c *Conn) Incomplete() bool {
-	if c.flags&(flagLost|flagEvicted) != 0 || c.Find(EntryGone) != nil {
+	if c.flags&(flagLost|flagEvicted) != 0 || c.Find(EntryGone) != nil && c.Closed() == 0 {
 		return true
 	}
 	return c.flags&(flagBirth|flagBefore) == 0 && c.Phase() >= PhaseSocket && c.sock != 0
@@ -340,6 +356,67 @@ func (c *Conn) Progress() int64 {
 		return 0
 	}
 	return c.extra.progress
+}
+
+// Closer says who ended the connection: the first FIN or RST decides, or the
+// kernel's own end of it.
+func (c *Conn) Closer() Closer {
+	for i := 0; i < int(c.n); i++ {
+		switch e := c.At(i); e.Kind {
+		case EntryFINSent:
+			return CloserLocal
+		case EntryFINReceived:
+			return CloserRemote
+		case EntryRSTReceived:
+			if c.dataAfterClose(i) {
+				return CloserLocal
+			}
+			return CloserRemote
+		case EntryRSTSent:
+			if x := c.Find(EntryClosed); x != nil && x.Err() == errTimedOut {
+				return CloserKernel // keepalive gave up
+			}
+			return CloserLocal
+		case EntryRequestDropped:
+			if e.AnsweredRST() {
+				return CloserKernel
+			}
+		case EntryOverflowAnswered, EntryExpired, EntryForgotten:
+			return CloserKernel
+		case EntryRequestAborted:
+			return CloserRemote
+		case EntryConnectFailed, EntryClosed:
+			switch e.Err() {
+			case errConnReset, errPipe, errConnRefused:
+				return CloserRemote
+			case 0, errConnAborted:
+				if e.ByProcess() || e.Err() != 0 {
+					return CloserLocal
+				}
+			default:
+				return CloserKernel
+			}
+		}
+	}
+	return CloserUnknown
+}
+
+// dataAfterClose reports whether the RST "received" at i is the kernel's own:
+// data that arrives after close() goes through the kernel's path for a
+// received RST, and is then answered by one.
+func (c *Conn) dataAfterClose(i int) bool {
+	e := c.At(i)
+	switch e.New() {
+	case event.StateFinWait1, event.StateFinWait2, event.StateClosing, event.StateLastAck:
+	default:
+		return false
+	}
+	for j := i + 1; j < int(c.n); j++ {
+		if x := c.At(j); x.Kind == EntryRSTSent {
+			return x.At-e.At < int64(10*time.Millisecond)
+		}
+	}
+	return false
 }
 
 func (c *Conn) ext() *extra {

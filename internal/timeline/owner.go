@@ -26,10 +26,11 @@ func (s Source) String() string {
 // Owner is the process behind a connection. Comm and Cgroup come from the
 // traced host: escape them before they reach a terminal.
 type Owner struct {
-	PID    uint32 // in the initial pid namespace, 0 unknown
-	Comm   string
-	Cgroup string // path, "" unknown
-	Source Source
+	PID      uint32 // in the initial pid namespace, 0 unknown
+	Comm     string
+	Cgroup   string // path, "" unknown
+	CgroupID uint64 // cgroup v2 id, 0 unknown
+	Source   Source
 }
 
 // Known reports whether there is a process to name.

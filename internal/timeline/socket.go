@@ -1,0 +1,317 @@
+package timeline
+
+import (
+	"time"
+
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// transition handles a state change of a socket that does not listen.
+func (t *Tracker) transition(e *event.Event) {
+	if e.Sock == 0 {
+		t.stats.Unmatched++
+		return
+	}
+	connecting := e.Old == event.StateClose && e.New == event.StateSynSent
+	// A server's socket shows first as it leaves SYN_RECV. (So does a client's
+	// in a simultaneous open; it is known then.)
+	child := e.Old == event.StateSynRecv
+	c := t.bySock.find(e.Sock)
+	if c != nil && !t.sameLife(c, e, connecting, child) {
+		t.replace(c)
+		c = nil
+	}
+	if c == nil && child {
+		c = t.adopt(e, e.Sock)
+	}
+	if c == nil {
+		c = t.create(e, e.Sock, PhaseSocket)
+	}
+	t.toSocket(c)
+	if connecting {
+		c.flags |= flagBirth
+		c.setRole(RoleClient)
+	} else if child && c.Role() != RoleClient {
+		c.flags |= flagBirth
+		t.serve(c, 0)
+	} else if e.Old == event.StateSynSent {
+		c.setRole(RoleClient)
+	}
+	t.update(c, e)
+	p := t.process(e)
+	if connecting {
+		t.own(c, p, SourceConnect)
+	}
+
+	var arg uint32
+	if p != nil {
+		arg |= argProcess
+	}
+	switch kind := entryOf(e); kind {
+	case EntryFINSent:
+		if e.Has(event.FlagShutRD | event.FlagShutWR) {
+			arg |= argClose
+		}
+		t.closing(c, p)
+		t.add(c, e, kind, arg)
+	case EntryConnectFailed:
+		arg |= uint32(e.Err) | uint32(e.Attempt)<<24
+		if e.Local.Port() == 0 {
+			arg |= argNoPort
+		}
+		t.add(c, e, kind, arg)
+	case EntryClosed:
+		arg |= uint32(e.Err)
+		if e.Has(event.FlagLingerZero) {
+			arg |= argLingerZero
+		}
+		t.closing(c, p)
+		t.add(c, e, kind, arg)
+	case EntryTimeWait:
+		e.New = event.StateTimeWait
+		t.add(c, e, kind, 0)
+		e.New = event.StateClose
+	case EntryState:
+		if e.New == event.StateClose { // FIN_WAIT2 goes on in a minisocket
+			e.New = event.StateFinWait2
+			t.add(c, e, kind, argFinWait2)
+			e.New = event.StateClose
+			break
+		}
+		t.add(c, e, kind, 0)
+	default:
+		t.add(c, e, kind, 0)
+	}
+	if e.New == event.StateClose {
+		t.end(c)
+	}
+}
+
+// entryOf names a transition.
+func entryOf(e *event.Event) EntryKind {
+	switch e.New {
+	case event.StateSynSent:
+		return EntrySYNSent
+	case event.StateEstablished:
+		return EntryEstablished
+	case event.StateFinWait1, event.StateLastAck:
+		return EntryFINSent
+	case event.StateCloseWait, event.StateClosing:
+		return EntryFINReceived
+	case event.StateClose:
+		switch {
+		case e.Has(event.FlagTimeWait):
+			return EntryTimeWait
+		case e.Has(event.FlagTimeWaitFW2):
+			return EntryState
+		case e.Old == event.StateSynSent:
+			return EntryConnectFailed
+		}
+		return EntryClosed
+	}
+	return EntryState
+}
+
+// sameLife reports whether e belongs to the life of the socket that c tells,
+// rather than to a later one: sockets can connect again, and where identities
+// are addresses they are reused.
+func (t *Tracker) sameLife(c *Conn, e *event.Event, connecting, child bool) bool {
+	if !c.sameAddresses(e) {
+		return false
+	}
+	if closed := c.Closed(); closed != 0 && e.Time > closed {
+		return false
+	}
+	if c.Phase() == PhaseEnded && c.Closed() == 0 {
+		return !connecting && !child || c.Find(EntryGone) != nil && c.flags&flagBirth == 0
+	}
+	switch {
+	case connecting:
+		// It came late, or twice.
+		if first := c.Find(EntrySYNSent); first != nil {
+			return e.Time == first.At
+		}
+		return e.Time <= c.Seen()
+	case child:
+		if c.sock != e.Sock || c.Phase() != PhaseSocket {
+			return true // the child of this request
+		}
+		if est := c.Find(EntryEstablished); est != nil {
+			return e.Time == est.At || e.New != event.StateEstablished && e.Time < est.At
+		}
+		if c.flags&flagBirth != 0 && c.Role() == RoleClient {
+			return c.state == event.StateSynRecv
+		}
+		// accept() can come first.
+		return e.Time <= c.Seen() || e.Time-c.Seen() < int64(time.Second)
+	}
+	return true
+}
+
+// sameAddresses reports whether e can be about c: where both know their
+// addresses, they agree.
+func (c *Conn) sameAddresses(e *event.Event) bool {
+	if e.Netns != c.netns {
+		return false
+	}
+	local, lport := pack(e.Local)
+	remote, rport := pack(e.Remote)
+	if c.rport != 0 && rport != 0 && (c.rport != rport || c.remote != remote) {
+		return false
+	}
+	if c.lport != 0 && lport != 0 && (c.lport != lport || c.local != local) {
+		return false
+	}
+	return true
+}
+
+// replace makes room in the index for another life of the socket of c.
+func (t *Tracker) replace(c *Conn) {
+	t.bySock.remove(c)
+	if c.Phase() != PhaseEnded { // its end was missed
+		t.file(c, Entry{At: max(c.last, c.Seen()), Kind: EntryGone})
+		t.stats.Gone++
+		t.end(c)
+	}
+}
+
+// find returns the connection of e, which is no birth; nil if there is none.
+func (t *Tracker) find(e *event.Event) *Conn {
+	c := t.bySock.find(e.Sock)
+	if c == nil || !c.sameAddresses(e) {
+		return nil
+	}
+	return c
+}
+
+// accepted handles accept(), which can even precede SYN_RECV to ESTABLISHED.
+func (t *Tracker) accepted(e *event.Event) {
+	if e.Sock == 0 {
+		t.stats.Unmatched++
+		return
+	}
+	c := t.bySock.find(e.Sock)
+	if c != nil {
+		closed := c.Closed()
+		stale := !c.sameAddresses(e) || closed != 0 && e.Time > closed
+		if !stale && t.address {
+			// accept() returns a socket once.
+			first := c.Find(EntryAccepted)
+			stale = first != nil && first.At != e.Time
+		}
+		if stale {
+			t.replace(c)
+			c = nil
+		}
+	}
+	if c == nil {
+		c = t.adopt(e, e.Sock)
+	}
+	if c == nil {
+		c = t.create(e, e.Sock, PhaseSocket)
+	}
+	t.toSocket(c)
+	c.flags |= flagAccepted
+	t.serve(c, 0)
+	t.update(c, e)
+	t.own(c, t.process(e), SourceAccept)
+	t.add(c, e, EntryAccepted, 0)
+}
+
+// happened handles what happens to a living socket without changing its state.
+func (t *Tracker) happened(e *event.Event) {
+	c := t.find(e)
+	if c == nil || c.Phase() == PhaseEnded && e.Time > c.last+int64(t.o.Grace) {
+		t.stats.Unmatched++
+		return
+	}
+	t.update(c, e)
+	switch e.Kind {
+	case event.KindRSTReceived:
+		t.add(c, e, EntryRSTReceived, 0)
+	case event.KindRetransmit:
+		if e.New == event.StateSynSent {
+			t.add(c, e, EntrySYNRetransmitted, 0)
+		} else {
+			t.add(c, e, EntryRetransmitted, 0)
+		}
+	case event.KindRTO:
+		if e.New != event.StateSynSent { // there the retransmission tells it
+			t.add(c, e, EntryRTO, 0)
+		}
+	case event.KindShutdown:
+		t.add(c, e, EntryShutdownCalled, min(e.Reason, 3)<<24)
+	}
+}
+
+// resetSent handles a RST from a full socket, from a listener or from none.
+func (t *Tracker) resetSent(e *event.Event) {
+	if c := t.find(e); c != nil && !e.Has(event.FlagNoSocket) {
+		t.update(c, e)
+		if name := t.o.Capabilities.RSTReasons[e.Reason]; name != "" && e.Reason != 0 {
+			c.ext().reason = name
+		}
+		t.add(c, e, EntryRSTSent, e.Reason)
+		return
+	}
+	// A final ACK that met a full accept queue is answered through the
+	// listener. All other resets without a socket of their own answer stray
+	// segments and belong to no connection.
+	c := t.byAddresses(e, func(c *Conn) bool {
+		d := c.Find(EntryRequestDropped)
+		return d != nil && c.sock != e.Sock && c.last <= e.Time && e.Time-c.last < int64(time.Second) && c.answered()
+	})
+	if c == nil {
+		t.stats.Unmatched++
+		return
+	}
+	t.file(c, Entry{At: e.Time, Kind: EntryOverflowAnswered})
+}
+
+// answered reports whether a dropped final ACK of c was answered by RST.
+func (c *Conn) answered() bool {
+	for i := 0; i < int(c.n); i++ {
+		if c.At(i).AnsweredRST() {
+			return true
+		}
+	}
+	return false
+}
+
+// closing notes the process that closes c.
+func (t *Tracker) closing(c *Conn, p *process) {
+	if p == nil {
+		return
+	}
+	t.own(c, p, SourceClose)
+	if c.process == p && c.source() == SourceClose || c.extra != nil && c.extra.closer != nil {
+		return
+	}
+	if c.process != p {
+		c.ext().closer = p
+	}
+}
+
+// toSocket tells that c has a socket from now on.
+func (t *Tracker) toSocket(c *Conn) {
+	if p := c.Phase(); p == PhaseAttempt || p == PhaseRequest {
+		t.half.remove(c)
+		c.setPhase(PhaseSocket)
+		t.live.push(c)
+	}
+}
+
+// byAddresses returns the most recently active connection with the addresses
+// of e in its namespace that ok approves.
+func (t *Tracker) byAddresses(e *event.Event, ok func(*Conn) bool) *Conn {
+	local, lport := pack(e.Local)
+	remote, rport := pack(e.Remote)
+	var best *Conn
+	for c := t.byTuple.first(local, remote, lport, rport); c != nil; c = c.nextTuple {
+		if c.netns == e.Netns && c.lport == lport && c.rport == rport && c.local == local && c.remote == remote &&
+			(best == nil || c.last > best.last || c.last == best.last && c.id < best.id) && ok(c) {
+			best = c
+		}
+	}
+	return best
+}

@@ -98,10 +98,10 @@ func wrap(s string, width int) []string {
 	}
 	for word := range strings.FieldsSeq(s) {
 		n := columns(word)
-		if used > 0 && used+1+n > width {
+		if line != "" && used+1+n > width {
 			flush()
 		}
-		if used > 0 {
+		if line != "" {
 			line += " "
 			used++
 		}
@@ -124,7 +124,7 @@ func wrap(s string, width int) []string {
 		line += word
 		used += n
 	}
-	if used > 0 || len(lines) == 0 {
+	if line != "" || len(lines) == 0 {
 		flush()
 	}
 	return lines

@@ -8,25 +8,32 @@ import (
 	"unicode/utf8"
 )
 
-// Safe makes a string harmless on a terminal and unmistakable for the reader:
-// control characters (also those of C1), invalid UTF-8, invisible and
-// direction-changing characters, and the backslash itself come out as Go
-// escapes. What is harmless already is returned as it is.
+// Safe makes a string harmless on a terminal: control characters (also those
+// of C1), invalid UTF-8, and invisible and direction-changing characters come
+// out as Go escapes. What is harmless already is returned as it is, so it does
+// not matter if a string was made safe before.
 func Safe(s string) string {
-	if harmless(s) {
-		return s
-	}
-	quoted := strconv.QuoteToGraphic(s)
-	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
-}
-
-func harmless(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c >= 0x7f || c == '\\' {
-			return false
+	for i, r := range s {
+		if r == utf8.RuneError || !strconv.IsGraphic(r) {
+			return s[:i] + escape(s[i:])
 		}
 	}
-	return true
+	return s
+}
+
+func escape(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && n == 1 || !strconv.IsGraphic(r) {
+			quoted := strconv.QuoteToASCII(s[:n])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteString(s[:n])
+		}
+		s = s[n:]
+	}
+	return b.String()
 }
 
 // safeJSON escapes what encoding/json leaves alone and a terminal may not

@@ -238,7 +238,7 @@ func newEnd(c *timeline.Conn, now int64, clock Clock) *Connection {
 		Local: c.Local(), Remote: c.Remote(),
 		Process: Process{PID: owner.PID, Comm: owner.Comm, Source: owner.Source.String(), Cgroup: owner.Cgroup},
 		Opened:  clock.Stamp(c.Opened()), Closed: clock.Stamp(c.Closed()), Duration: -1,
-		State: StateName(c.State()), ClosedBy: c.Closer().String(), Traffic: c.Traffic(),
+		State: timeline.StateName(c.State()), ClosedBy: c.Closer().String(), Traffic: c.Traffic(),
 		Story: diagnose.Story(c), Verdicts: diagnose.Codes(c), Incomplete: c.Incomplete(), Well: diagnose.Well(c),
 		Timeline: make([]Entry, c.Len()),
 	}
@@ -253,20 +253,6 @@ func newEnd(c *timeline.Conn, now int64, clock Clock) *Connection {
 		v.Timeline[i] = Entry{At: e.At, Event: e.Name(), Text: e.Text(c), Detail: e.Detail(c)}
 	}
 	return v
-}
-
-// stateNames are those of the kernel, without TCP_.
-var stateNames = [...]string{
-	"UNKNOWN", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT",
-	"CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV",
-}
-
-// StateName returns the kernel's name of a state.
-func StateName(s event.State) string {
-	if int(s) < len(stateNames) {
-		return stateNames[s]
-	}
-	return stateNames[0]
 }
 
 // Addr shows an address with its port as spec.md has it; "" if there is none.

@@ -93,6 +93,7 @@ var verbs = map[string]verb{
 	"close":     with((*participant).close),
 	"loop":      with((*participant).loop),
 	"states":    with((*participant).states),
+	"hold":      with((*participant).hold),
 	"go-serve":  with((*participant).goServe),
 	"go-accept": with((*participant).goAccept),
 	"go-echo":   with((*participant).goEcho),

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 )
@@ -31,30 +30,11 @@ func Main() {
 		fmt.Fprintf(os.Stderr, "%s outlived its limit of %s\n", comm, limit)
 		os.Exit(3)
 	})
-	if err := rename(comm); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", comm, err)
-		os.Exit(2)
-	}
 	if err := newParticipant().obey(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", comm, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
-}
-
-// rename gives every thread of this process the name comm; threads made later
-// inherit it. The kernel's name is that of the thread that makes a call.
-func rename(comm string) error {
-	threads, err := filepath.Glob("/proc/self/task/*/comm")
-	if err != nil {
-		return err
-	}
-	for _, path := range append(threads, "/proc/self/comm") {
-		if err := os.WriteFile(path, []byte(comm), 0o644); err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("taking the name %s: %w", comm, err)
-		}
-	}
-	return nil
 }
 
 // participant is the state of a process that takes part in a case.

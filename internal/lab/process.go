@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,12 +50,24 @@ type response struct {
 // Start starts a participant named comm in the namespace. It dies with this
 // process, and after limit at the latest.
 func (n *Namespace) Start(comm string, limit time.Duration) (*Process, error) {
-	if comm == "" || len(comm) > 15 {
-		return nil, fmt.Errorf("starting %q: a process name has 1 to 15 bytes", comm)
+	if comm == "" || len(comm) > 15 || comm != filepath.Base(comm) {
+		return nil, fmt.Errorf("starting %q: a process name has 1 to 15 bytes and no slash", comm)
 	}
 	p := &Process{Comm: comm, waiting: make(map[int]chan response), gone: make(chan struct{})}
-	// The link in /proc works also when the file was replaced meanwhile.
-	p.cmd = exec.Command("/proc/self/exe")
+	// The kernel names a process after the path that it was started by: a link
+	// gives it its name before it has its first thread, where one that renames
+	// itself has threads of the old name for a while.
+	dir, err := os.MkdirTemp("", "tcptrace-lab-")
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", comm, err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, comm)
+	// What /proc links to works also when the file was replaced meanwhile.
+	if err := os.Symlink("/proc/self/exe", path); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", comm, err)
+	}
+	p.cmd = exec.Command(path)
 	p.cmd.Env = append(os.Environ(), roleVariable+"="+comm, limitVariable+"="+limit.String())
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	p.cmd.Stderr = &p.stderr

@@ -129,7 +129,8 @@ type Conn struct {
 
 // extra holds what only connections with a story have.
 type extra struct {
-	facts    event.Listener // of the listener, at the newest event of the request phase
+	facts    event.Listener // of the listener, when it last dropped something of this connection
+	full     bool           // its accept queue was full at a retransmission of the SYN-ACK
 	request  uint64         // identity of the request where it differs from the socket's
 	closer   *process       // who closed it, where that is not the owner
 	progress int64          // when a snapshot last saw data move in CLOSE_WAIT
@@ -175,11 +176,16 @@ func (c *Conn) Owner() Owner {
 	return c.process.owner(c.source())
 }
 
-// ClosedBy is the process that closed or shut down this end, where it did.
+// ClosedBy is the process that closed or shut down this end, where one did.
 // Its Source is SourceClose.
 func (c *Conn) ClosedBy() Owner {
 	if c.extra != nil && c.extra.closer != nil {
 		return c.extra.closer.owner(SourceClose)
+	}
+	for i := 0; i < int(c.n) && c.process != nil; i++ {
+		if c.At(i).ByProcess() {
+			return c.process.owner(SourceClose)
+		}
 	}
 	return Owner{}
 }
@@ -250,14 +256,18 @@ func (c *Conn) ResetReason() string {
 	return c.extra.reason
 }
 
-// Facts are those of the listener at the newest event of the request phase;
-// the zero value if there was none.
+// Facts are those of the listener when its full accept queue last made it drop
+// something of this connection; the zero value if it never did.
 func (c *Conn) Facts() event.Listener {
 	if c.extra == nil {
 		return event.Listener{}
 	}
 	return c.extra.facts
 }
+
+// QueueWasFull reports whether the listener's accept queue was full when a
+// SYN-ACK was retransmitted: a final ACK may have been dropped then.
+func (c *Conn) QueueWasFull() bool { return c.extra != nil && c.extra.full }
 
 // Before reports whether the connection existed before tracing began.
 func (c *Conn) Before() bool { return c.flags&(flagBefore|flagBirth) == flagBefore }
@@ -367,6 +377,15 @@ func (c *Conn) Closer() Closer {
 			return CloserLocal
 		case EntryFINReceived:
 			return CloserRemote
+		case EntryState:
+			if e.Found() {
+				switch e.New() {
+				case event.StateCloseWait, event.StateLastAck:
+					return CloserRemote
+				case event.StateFinWait1, event.StateFinWait2:
+					return CloserLocal
+				}
+			}
 		case EntryRSTReceived:
 			if c.dataAfterClose(i) {
 				return CloserLocal

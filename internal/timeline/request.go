@@ -69,7 +69,6 @@ func (t *Tracker) request(e *event.Event, p Phase) *Conn {
 		c.flags |= flagBirth
 	}
 	t.update(c, e)
-	c.ext().facts = e.Listener
 	t.listenerFacts(e)
 	t.serve(c, e.Listener.ID)
 	if e.Has(event.FlagAmbiguous) {
@@ -99,6 +98,7 @@ func (t *Tracker) dropped(e *event.Event, arg uint32) {
 		return
 	}
 	c := t.request(e, p)
+	c.ext().facts = e.Listener
 	e.Old, e.New = halfState(c), halfState(c)
 	t.add(c, e, EntryRequestDropped, arg)
 	if arg&argRST != 0 && c.Phase() == PhaseRequest {
@@ -121,6 +121,10 @@ func (t *Tracker) synackRetransmitted(e *event.Event) {
 		return
 	}
 	c := t.request(e, PhaseRequest)
+	// The final ACK came and was dropped, says the kernel; or may have been.
+	if x := c.ext(); e.Has(event.FlagACKed) || e.Listener.QueueLen > e.Listener.QueueLimit {
+		x.full = true
+	}
 	e.Old, e.New = event.StateNewSynRecv, event.StateNewSynRecv
 	t.add(c, e, EntrySYNACKRetransmitted, uint32(e.Listener.Attempt)<<24)
 	t.await(c)

@@ -1,6 +1,7 @@
 package timeline
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -31,7 +32,7 @@ func (t *Tracker) EndSnapshot(netns uint32, now int64) {
 	n.inRound = false
 	n.synced = true
 	n.snapshotAt = n.roundAt
-	for _, l := range t.lisOrder {
+	for _, l := range slices.Clone(t.lisOrder) {
 		if l.Netns == netns && l.Closed == 0 && l.seen < n.roundAt {
 			t.closeListener(l, n.roundAt)
 		}

@@ -167,7 +167,7 @@ func (e *Entry) text(c *Conn) string {
 		return "RST sent"
 	case EntryRSTReceived:
 		for i := 0; i < int(c.n); i++ {
-			if c.At(i) == e && c.dataAfterClose(i) {
+			if *c.At(i) == *e && c.dataAfterClose(i) {
 				return "data arrived after close(): connection aborted"
 			}
 		}

@@ -320,7 +320,7 @@ func (t *Tracker) create(e *event.Event, sock uint64, p Phase) *Conn {
 	t.bySock.insert(c)
 	t.byTuple.insert(c)
 	t.link(c)
-	t.bound()
+	t.bound(c)
 	return c
 }
 
@@ -351,19 +351,22 @@ func (t *Tracker) listOf(c *Conn) *list {
 	return &t.half
 }
 
-// bound keeps the number of connections within the options.
-func (t *Tracker) bound() {
-	for t.half.n > t.o.MaxRequests {
+// bound keeps the number of connections within the options, at the expense of
+// others than the newest.
+func (t *Tracker) bound(newest *Conn) {
+	for t.half.n > t.o.MaxRequests && t.half.oldest != newest {
 		t.evict(t.half.oldest)
 	}
 	for t.live.n+t.half.n+len(t.ended)-t.endedAt > t.o.MaxConnections {
 		switch {
 		case t.endedAt < len(t.ended):
 			t.release()
-		case t.half.n > 1 || t.half.n == 1 && t.live.n == 0:
+		case t.half.n > 0 && t.half.oldest != newest:
 			t.evict(t.half.oldest)
-		default:
+		case t.live.n > 0 && t.live.oldest != newest:
 			t.evict(t.live.oldest)
+		default:
+			return
 		}
 	}
 }

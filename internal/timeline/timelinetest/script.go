@@ -1,0 +1,288 @@
+// Package timelinetest plays events written as text into a tracker, for the
+// tests of internal/timeline and internal/diagnose.
+//
+// A line is
+//
+//	TIME KIND SOCK LOCAL REMOTE OLD>NEW KEY=VALUE... FLAG...
+//
+// with the time as a Go duration since the start, SOCK any name or 0, and
+// everything after KIND optional where the kind can do without it. Lines
+// beginning with # are comments. Besides events there are
+//
+//	TIME advance | drain | begin | end | lost N | owner SOCK NAME[PID]
+package timelinetest
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// Start is the CLOCK_BOOTTIME of time 0 in a script, ns.
+const Start = int64(1000 * time.Second)
+
+// Netns is the network namespace of events that name none.
+const Netns = 4026531840
+
+// Step is one line of a script: an event or something else to tell a tracker.
+type Step struct {
+	Event *event.Event // nil: Do
+	Time  int64
+	Do    func(t *timeline.Tracker)
+}
+
+// Play tells the tracker each step. Time advances as the steps do, every
+// 100 ms.
+func Play(t *timeline.Tracker, steps []Step) {
+	const tick = int64(100 * time.Millisecond)
+	next := Start + tick
+	for _, s := range steps {
+		if s.Event != nil {
+			// Long silences end what is due, not every tick by itself.
+			if s.Time >= next {
+				t.Advance(s.Time - (s.Time-next)%tick)
+				next = s.Time - (s.Time-next)%tick + tick
+			}
+			e := *s.Event
+			t.Handle(&e)
+			continue
+		}
+		s.Do(t)
+	}
+}
+
+var kinds = map[string]event.Kind{
+	"state":          event.KindState,
+	"listen":         event.KindListen,
+	"accept":         event.KindAccept,
+	"shutdown":       event.KindShutdown,
+	"syn-dropped":    event.KindSYNDropped,
+	"syn-queue-full": event.KindSYNQueueFull,
+	"ack-overflow":   event.KindACKOverflow,
+	"synack-retrans": event.KindSYNACKRetrans,
+	"retransmit":     event.KindRetransmit,
+	"rto":            event.KindRTO,
+	"rst-sent":       event.KindRSTSent,
+	"rst-received":   event.KindRSTReceived,
+	"aborted":        event.KindRequestAborted,
+	"found":          event.KindSnapshot,
+}
+
+var states = map[string]event.State{
+	"ESTABLISHED": event.StateEstablished, "EST": event.StateEstablished,
+	"SYN_SENT": event.StateSynSent, "SYN_RECV": event.StateSynRecv,
+	"FIN_WAIT1": event.StateFinWait1, "FIN_WAIT2": event.StateFinWait2,
+	"TIME_WAIT": event.StateTimeWait, "CLOSE": event.StateClose,
+	"CLOSE_WAIT": event.StateCloseWait, "LAST_ACK": event.StateLastAck,
+	"LISTEN": event.StateListen, "CLOSING": event.StateClosing,
+	"NEW_SYN_RECV": event.StateNewSynRecv,
+}
+
+var flags = map[string]event.Flags{
+	"dead": event.FlagDead, "done": event.FlagDone, "keepalive": event.FlagKeepalive,
+	"linger0": event.FlagLingerZero | event.FlagLinger, "shutrd": event.FlagShutRD, "shutwr": event.FlagShutWR,
+	"close": event.FlagShutRD | event.FlagShutWR, "rst": event.FlagRST, "cookie": event.FlagCookie,
+	"tw": event.FlagTimeWait, "tw2": event.FlagTimeWaitFW2, "ambiguous": event.FlagAmbiguous,
+	"nosock": event.FlagNoSocket, "inferred": event.FlagInferred,
+}
+
+// Parse reads a script.
+func Parse(text string) ([]Step, error) {
+	var steps []Step
+	socks := map[string]uint64{"0": 0, "-": 0}
+	in := bufio.NewScanner(strings.NewReader(text))
+	for n := 1; in.Scan(); n++ {
+		line := strings.TrimSpace(in.Text())
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		s, err := parseLine(strings.Fields(line), socks)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		steps = append(steps, s)
+	}
+	return steps, in.Err()
+}
+
+func sockOf(name string, socks map[string]uint64) uint64 {
+	id, ok := socks[name]
+	if !ok {
+		id = uint64(len(socks) + 100)
+		socks[name] = id
+	}
+	return id
+}
+
+func parseProcess(s string) (pid uint32, comm string, err error) {
+	i := strings.IndexByte(s, '[')
+	if i < 0 || !strings.HasSuffix(s, "]") {
+		return 0, "", fmt.Errorf("process %q is not NAME[PID]", s)
+	}
+	n, err := strconv.ParseUint(s[i+1:len(s)-1], 10, 32)
+	return uint32(n), s[:i], err
+}
+
+func parseLine(f []string, socks map[string]uint64) (Step, error) {
+	d, err := time.ParseDuration(f[0])
+	if err != nil || len(f) < 2 {
+		return Step{}, fmt.Errorf("no time and kind: %v", f)
+	}
+	at := Start + int64(d)
+	do := func(fn func(t *timeline.Tracker)) (Step, error) { return Step{Time: at, Do: fn}, nil }
+	switch f[1] {
+	case "advance":
+		return do(func(t *timeline.Tracker) { t.Advance(at) })
+	case "drain":
+		return do(func(t *timeline.Tracker) { t.Drain(at) })
+	case "begin":
+		return do(func(t *timeline.Tracker) { t.BeginSnapshot(Netns, at) })
+	case "end":
+		return do(func(t *timeline.Tracker) { t.EndSnapshot(Netns, at) })
+	case "lost":
+		n, err := strconv.ParseUint(f[2], 10, 64)
+		if err != nil {
+			return Step{}, err
+		}
+		return do(func(t *timeline.Tracker) { t.Lost(at, event.Lost{Where: "ring", Count: n}) })
+	case "owner":
+		sock := sockOf(f[2], socks)
+		pid, comm, err := parseProcess(f[3])
+		if err != nil {
+			return Step{}, err
+		}
+		return do(func(t *timeline.Tracker) { t.SnapshotOwner(sock, pid, comm) })
+	}
+	kind, ok := kinds[f[1]]
+	if !ok {
+		return Step{}, fmt.Errorf("unknown kind %q", f[1])
+	}
+	e := &event.Event{Time: at, Kind: kind, Netns: Netns}
+	if kind == event.KindSnapshot {
+		e.Inventory = &event.Inventory{Inode: 1, Idle: -1}
+	}
+	addrs := 0
+	for i, w := range f[2:] {
+		if i == 0 {
+			e.Sock = sockOf(w, socks)
+			continue
+		}
+		if err := parseWord(e, w, &addrs, socks); err != nil {
+			return Step{}, err
+		}
+	}
+	if kind != event.KindState && e.Old == 0 {
+		e.Old = e.New
+	}
+	return Step{Event: e, Time: at}, nil
+}
+
+func parseWord(e *event.Event, w string, addrs *int, socks map[string]uint64) error {
+	if fl, ok := flags[w]; ok {
+		e.Flags |= fl
+		return nil
+	}
+	if w == "abort" {
+		e.Listener.AbortOnOverflow = true
+		return nil
+	}
+	if s, ok := states[w]; ok {
+		e.Old, e.New = s, s
+		return nil
+	}
+	if old, new, ok := strings.Cut(w, ">"); ok {
+		o, ok1 := states[old]
+		n, ok2 := states[new]
+		if !ok1 || !ok2 {
+			return fmt.Errorf("unknown state in %q", w)
+		}
+		e.Old, e.New = o, n
+		return nil
+	}
+	if key, value, ok := strings.Cut(w, "="); ok {
+		return parseKey(e, key, value, socks)
+	}
+	a, err := netip.ParseAddrPort(w)
+	if err != nil {
+		return fmt.Errorf("not understood: %q", w)
+	}
+	if *addrs++; *addrs == 1 {
+		e.Local = a
+	} else {
+		e.Remote = a
+	}
+	return nil
+}
+
+func parseKey(e *event.Event, key, value string, socks map[string]uint64) error {
+	switch key {
+	case "by":
+		pid, comm, err := parseProcess(value)
+		e.PID = pid
+		copy(e.Comm[:15], comm)
+		e.Flags |= event.FlagProcess
+		return err
+	case "lid":
+		e.Listener.ID = sockOf(value, socks)
+		return nil
+	case "idle":
+		d, err := time.ParseDuration(value)
+		e.Inventory.Idle = d
+		return err
+	case "timers":
+		var a, b, c int
+		if _, err := fmt.Sscanf(value, "%d/%d/%d", &a, &b, &c); err != nil {
+			return err
+		}
+		e.Inventory.KeepaliveTime = time.Duration(a) * time.Second
+		e.Inventory.KeepaliveInterval = time.Duration(b) * time.Second
+		e.Inventory.KeepaliveProbes = uint32(c)
+		return nil
+	}
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	switch key {
+	case "err":
+		e.Err = uint16(n)
+	case "attempt":
+		e.Attempt = uint8(n)
+		e.Listener.Attempt = uint8(n)
+	case "reason":
+		e.Reason = uint32(n)
+	case "sent":
+		e.Traffic.BytesSent = uint64(n)
+	case "recv":
+		e.Traffic.BytesReceived = uint64(n)
+	case "srtt":
+		e.Traffic.SRTT = uint32(n)
+	case "retr":
+		e.Traffic.Retransmits = uint32(n)
+	case "unread":
+		e.Traffic.Unread = uint32(n)
+	case "unacked":
+		e.Traffic.Unacked = uint32(n)
+	case "qlen":
+		e.Listener.QueueLen = uint32(n)
+	case "qlim":
+		e.Listener.QueueLimit = uint32(n)
+	case "somax":
+		e.Listener.Somaxconn = uint32(n)
+	case "backlog":
+		e.Listener.Backlog = uint32(n)
+	case "inode":
+		e.Inventory.Inode = uint64(n)
+	case "ns":
+		e.Netns = uint32(n)
+	default:
+		return fmt.Errorf("unknown key %q", key)
+	}
+	return nil
+}

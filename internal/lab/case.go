@@ -47,10 +47,17 @@ func Cases() []Case {
 	)
 }
 
-// Find returns the case with this ID; letters may be in either case.
+// Find returns the case with this ID, or if there is none, the first variant of
+// the case with this letter. Letters may be upper or lower.
 func Find(id string) (Case, error) {
-	for _, c := range Cases() {
+	cases := Cases()
+	for _, c := range cases {
 		if strings.EqualFold(c.ID, id) {
+			return c, nil
+		}
+	}
+	for _, c := range cases {
+		if letter, _, _ := strings.Cut(c.ID, "-"); strings.EqualFold(letter, id) {
 			return c, nil
 		}
 	}

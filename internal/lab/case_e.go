@@ -33,6 +33,13 @@ var halfOpenCases = []Case{
 		Run:      run(cookieAtFullQueue),
 	},
 	{
+		ID:       "E-healthy",
+		Title:    "a burst of handshakes that all complete",
+		Story:    "As many hosts as the backlog allows have half-open connections at once; then all complete.",
+		NeedsTUN: true,
+		Run:      run(burstCompletes),
+	},
+	{
 		ID:       "E-scan",
 		Title:    "a scan that answers SYN-ACK with RST",
 		Story:    "One host sends a SYN to several open ports and answers each SYN-ACK with RST.",
@@ -188,6 +195,9 @@ func cookieAtFullQueue(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	env.Logf("%d clients answered a cookie and found the accept queue full", len(victims))
+	if err := env.acceptAll(ctx, srv, env.Backlog+1); err != nil {
+		return err
+	}
 	t.Expect = []Expectation{
 		{Code: "syn-queue-overflow", Listener: srv.Addr, Process: srv.party()},
 		{Code: "accept-queue-overflow", Listener: srv.Addr, Process: srv.party(), Count: len(victims)},
@@ -197,6 +207,37 @@ func cookieAtFullQueue(ctx context.Context, env *Env, t *Truth) error {
 	t.Known["TcpExt.ListenOverflows"] = n
 	t.Known["Tcp.PassiveOpens"] = uint64(env.Backlog) + 1
 	t.AtLeast["TcpExt.SyncookiesSent"] = uint64(len(late))
+	return nil
+}
+
+func burstCompletes(ctx context.Context, env *Env, t *Truth) error {
+	ctx, cancel := context.WithTimeout(ctx, env.Patience)
+	defer cancel()
+	srv, net, err := flood(ctx, env, t, "1", true)
+	if err != nil {
+		return err
+	}
+	conns, err := knock(net, 0, env.Backlog, srv.Addr)
+	if err != nil {
+		return err
+	}
+	for _, c := range conns {
+		if _, err := c.Expect(ctx, peer.SYN|peer.ACK); err != nil {
+			return err
+		}
+	}
+	for _, c := range conns {
+		if err := c.Send(peer.ACK, nil); err != nil {
+			return err
+		}
+	}
+	if err := echoWithAll(ctx, conns); err != nil {
+		return err
+	}
+	if err := finishAll(ctx, conns); err != nil {
+		return err
+	}
+	t.Known["Tcp.PassiveOpens"] = uint64(len(conns))
 	return nil
 }
 

@@ -28,7 +28,7 @@ type Options struct {
 	Pool      int           // B: connections to each backend instance (36)
 	CloseWait time.Duration // B: how long they stay in CLOSE_WAIT before Run returns (0)
 
-	Backlog int // C, D, E: the listener's backlog argument (16)
+	Backlog int // C, D, E: the listener's backlog argument, at least 2 (16)
 }
 
 // Env is where a case happens: its namespaces and processes. It is used for
@@ -55,6 +55,10 @@ func NewEnv(o Options) (*Env, error) {
 	o.Interval = cmp.Or(o.Interval, 5*time.Millisecond)
 	o.Pool = cmp.Or(o.Pool, 36)
 	o.Backlog = cmp.Or(o.Backlog, 16)
+	if o.Limit < 1 || o.Reconnects < 1 || o.Pool < 1 || o.Backlog < 2 {
+		return nil, fmt.Errorf("a case needs at least 1 connection of each kind and a backlog of 2: %d, %d, %d, %d",
+			o.Limit, o.Reconnects, o.Pool, o.Backlog)
+	}
 	ns, err := NewNamespace()
 	if err != nil {
 		return nil, err
@@ -190,6 +194,17 @@ func (s *runningServer) stats(ctx context.Context) (serverStats, error) {
 
 func (s *runningServer) accepting(ctx context.Context, on bool) error {
 	return s.call(ctx, "accepting", acceptingArgs{Server: s.id, On: on}, nil)
+}
+
+// acceptAll has the server accept, and waits until it has accepted n
+// connections in all.
+func (e *Env) acceptAll(ctx context.Context, s *runningServer, n int) error {
+	if err := s.accepting(ctx, true); err != nil {
+		return err
+	}
+	return e.untilServed(ctx, s, "the server has accepted all", func(st serverStats) bool {
+		return st.Accepted == n
+	})
 }
 
 // untilServed waits until the server's statistics fulfil a condition.

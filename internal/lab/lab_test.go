@@ -47,28 +47,22 @@ var faults = []string{
 	"Tcp.OutRsts", "Tcp.EstabResets", "Tcp.AttemptFails",
 }
 
-// stillHealthy ends the participants and looks for anything that went wrong,
-// up to and including their end.
-func stillHealthy(t *testing.T, env *Env) {
+// stop ends the participants and returns by how much the counters of all
+// namespaces together grew since the beginning of Run.
+func stop(t *testing.T, env *Env) Counters {
 	t.Helper()
 	env.stop()
 	after, err := env.counters()
 	if err != nil {
 		t.Fatal(err)
 	}
+	grew := make(Counters)
 	for inode, now := range after {
-		grew := now.Since(env.before[inode])
-		for _, name := range faults {
-			if grew[name] != 0 {
-				t.Errorf("healthy traffic made %s grow by %d", name, grew[name])
-			}
-		}
-		// On a slow machine, two segments in flight may be probed for loss
-		// before the other end had a chance to run.
-		if retransmitted, probes := grew["Tcp.RetransSegs"], grew["TcpExt.TCPLossProbes"]; retransmitted > probes {
-			t.Errorf("healthy traffic had %d retransmissions, %d of them loss probes", retransmitted, probes)
+		for name, v := range now.Since(env.before[inode]) {
+			grew[name] += v
 		}
 	}
+	return grew
 }
 
 // TestCases runs every case and holds what its participants know against what
@@ -101,8 +95,24 @@ func TestCases(t *testing.T) {
 			if len(truth.Known) == 0 {
 				t.Error("the case holds nothing against the kernel's counters")
 			}
+			// Nothing goes wrong any more once the case has been told.
+			grew := stop(t, env)
+			for _, name := range faults {
+				if want := truth.Grew(name); grew[name] != want {
+					t.Errorf("at the end %s had grown by %d, to %d", name, grew[name]-want, grew[name])
+				}
+			}
 			if c.Healthy() {
-				stillHealthy(t, env)
+				for _, name := range faults {
+					if grew[name] != 0 {
+						t.Errorf("healthy traffic made %s grow by %d", name, grew[name])
+					}
+				}
+				// On a slow machine, two segments in flight may be probed for
+				// loss before the other end had a chance to run.
+				if again, probes := grew["Tcp.RetransSegs"], grew["TcpExt.TCPLossProbes"]; again > probes {
+					t.Errorf("healthy traffic had %d retransmissions, %d of them loss probes", again, probes)
+				}
 				if len(truth.Expect) != 0 || len(truth.Victims) != 0 {
 					t.Errorf("a healthy twin has victims %v and expects %v", truth.Victims, truth.Expect)
 				}
@@ -134,6 +144,9 @@ func TestFind(t *testing.T) {
 		if err != nil || got.ID != c.ID {
 			t.Errorf("Find(%q) = %q, %v", strings.ToLower(c.ID), got.ID, err)
 		}
+	}
+	if c, err := Find("m"); err != nil || c.ID != "M-unread" {
+		t.Errorf("Find(m) = %q, %v", c.ID, err)
 	}
 	if _, err := Find("no such case"); err == nil {
 		t.Error("a case that does not exist was found")

@@ -62,8 +62,15 @@ func (b boot) start(ctx context.Context) bootResult {
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 
+	cpu := "max"
+	if b.accel == TCG {
+		// QEMU 7.2's TCG corrupts EFLAGS in cmpxchg16b: with cx16 many a boot of
+		// 6.12 dies of a double fault. What needs the instruction is
+		// bpf_sk_storage_get of 7.3, which tcptrace does not use.
+		cpu = "max,-cx16"
+	}
 	cmd := exec.CommandContext(ctx, emulator,
-		"-accel", string(b.accel), "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(b.memoryMiB)+"M",
+		"-accel", string(b.accel), "-cpu", cpu, "-smp", "1", "-m", strconv.Itoa(b.memoryMiB)+"M",
 		"-net", "none", "-nographic", "-monitor", "none", "-no-reboot",
 		"-serial", "file:/dev/fd/3", "-serial", "file:/dev/fd/4",
 		"-kernel", b.kernel.Image, "-initrd", b.initrd,

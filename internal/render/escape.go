@@ -93,9 +93,10 @@ func runeColumns(r rune) int {
 	return 1
 }
 
-// wrap breaks a text into lines of at most width columns, at spaces where
-// there are any. It never returns an empty list.
-func wrap(s string, width int) []string {
+// Wrap breaks a text into lines of at most width columns, at spaces where
+// there are any. The text must be safe, see [Safe]. The list is never
+// empty.
+func Wrap(s string, width int) []string {
 	width = max(width, 10)
 	var lines []string
 	line, used := "", 0
@@ -137,8 +138,8 @@ func wrap(s string, width int) []string {
 	return lines
 }
 
-// pad fills a string up to a width.
-func pad(s string, width int) string {
+// Pad fills a string up to a width.
+func Pad(s string, width int) string {
 	if n := width - columns(s); n > 0 {
 		return s + strings.Repeat(" ", n)
 	}

@@ -419,18 +419,18 @@ func FuzzSafe(f *testing.F) {
 			t.Errorf("safeJSON(%q) = %q: %v", b, safe, err)
 		}
 		for _, width := range []int{1, 10, 33} {
-			lines := wrap(Safe(s), width)
+			lines := Wrap(Safe(s), width)
 			if len(lines) == 0 {
 				t.Fatal("no line")
 			}
 			for _, l := range lines {
 				if columns(l) > max(width, 10) {
-					t.Errorf("wrap(%q, %d) has %q", s, width, l)
+					t.Errorf("Wrap(%q, %d) has %q", s, width, l)
 				}
 			}
 			strip := func(s string) string { return strings.Join(strings.Fields(s), "") }
 			if strip(strings.Join(lines, "")) != strip(Safe(s)) {
-				t.Errorf("wrap(%q, %d) = %q loses something", s, width, lines)
+				t.Errorf("Wrap(%q, %d) = %q loses something", s, width, lines)
 			}
 		}
 	})

@@ -127,9 +127,9 @@ func (t *Text) head(at Stamp, tag, style, text string) {
 		}
 		t.day = day
 	}
-	for i, line := range wrap(text, t.o.Width-textStart) {
+	for i, line := range Wrap(text, t.o.Width-textStart) {
 		if i == 0 {
-			t.print(local.Format("15:04:05.000") + " " + t.style(style, pad(tag, tagWidth)) + " ")
+			t.print(local.Format("15:04:05.000") + " " + t.style(style, Pad(tag, tagWidth)) + " ")
 		} else {
 			t.print(strings.Repeat(" ", textStart))
 		}
@@ -141,7 +141,7 @@ func (t *Text) head(at Stamp, tag, style, text string) {
 // first line, and as many blanks before the others.
 func (t *Text) para(first, firstStyle, text, style string) {
 	indent := columns(first)
-	for i, line := range wrap(text, t.o.Width-indent) {
+	for i, line := range Wrap(text, t.o.Width-indent) {
 		if i == 0 {
 			t.print(t.style(firstStyle, first))
 		} else {
@@ -167,7 +167,7 @@ func (t *Text) pack(indent int, items []string, style string) {
 			flush()
 		}
 		if columns(item) > room {
-			for _, part := range wrap(item, room) {
+			for _, part := range Wrap(item, room) {
 				t.print(strings.Repeat(" ", indent) + t.style(style, part) + "\n")
 			}
 			continue
@@ -347,7 +347,7 @@ func (t *Text) timeline(c *Connection) {
 	side := both && column >= 24
 	blank := strings.Repeat(" ", indent+width+2)
 	if side {
-		a, b := wrap(end(left), column), wrap(end(right), column)
+		a, b := Wrap(end(left), column), Wrap(end(right), column)
 		t.columns(blank, a, b, column, bold)
 	}
 	for i, l := range lines {
@@ -367,9 +367,9 @@ func (t *Text) timeline(c *Connection) {
 		start := strings.Repeat(" ", indent) + padLeft(when(l), width) + "  "
 		switch {
 		case side && l.peer == (left == c):
-			t.columns(start, nil, wrap(text, column), column, plain)
+			t.columns(start, nil, Wrap(text, column), column, plain)
 		case side:
-			t.columns(start, wrap(text, column), nil, column, plain)
+			t.columns(start, Wrap(text, column), nil, column, plain)
 		case both:
 			who := c
 			if l.peer {
@@ -563,11 +563,11 @@ func (t *Text) verdicts(final []*Verdict) {
 	}
 	for _, v := range final {
 		style := severityStyle(v.Severity)
-		start := "    " + padLeft(thousands(v.Count), counts) + "  " + t.style(style, pad(string(v.Severity), tagWidth)) + "  "
+		start := "    " + padLeft(thousands(v.Count), counts) + "  " + t.style(style, Pad(string(v.Severity), tagWidth)) + "  "
 		indent := 4 + counts + 2 + tagWidth + 2
 		about := t.about(v)
 		if room := t.o.Width - indent - codes - 2; columns(about) <= room {
-			t.print(start + t.style(bold, pad(Safe(v.Code), codes)) + "  " + about + "\n")
+			t.print(start + t.style(bold, Pad(Safe(v.Code), codes)) + "  " + about + "\n")
 		} else {
 			t.print(start + t.style(bold, Safe(v.Code)) + "\n")
 			t.para(strings.Repeat(" ", indent), plain, about, plain)
@@ -598,7 +598,7 @@ func (t *Text) audit(s *Summary) {
 		for _, a := range moved {
 			name = max(name, columns(Safe(a.Counter)))
 		}
-		t.print("  " + t.style(bold, pad("counters", name+4)) + padLeft("kernel", 10) + padLeft("explained", 12) + "\n")
+		t.print("  " + t.style(bold, Pad("counters", name+4)) + padLeft("kernel", 10) + padLeft("explained", 12) + "\n")
 		last := uint32(0)
 		for i, a := range moved {
 			if i == 0 || a.Netns != last {
@@ -611,7 +611,7 @@ func (t *Text) audit(s *Summary) {
 				t.print("    " + label + "\n")
 				last = a.Netns
 			}
-			row := "      " + pad(Safe(a.Counter), name) + padLeft(thousands(a.Kernel), 10) + padLeft(thousands(a.Explained), 12)
+			row := "      " + Pad(Safe(a.Counter), name) + padLeft(thousands(a.Kernel), 10) + padLeft(thousands(a.Explained), 12)
 			var remark string
 			switch {
 			case a.Unexplained() > 0:

@@ -3,6 +3,7 @@ package render
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"math"
 	"net/netip"
 	"time"
@@ -219,6 +220,24 @@ func NewEvent(c *timeline.Conn, e *timeline.Entry, at int64, clock Clock) *Event
 		Time: clock.Stamp(at), Event: e.Name(), Conn: c.ID(), Netns: c.Netns(),
 		Local: c.Local(), Remote: c.Remote(), Text: e.Text(c), Detail: e.Detail(c),
 	}
+}
+
+// NewListen shows that listen() was called.
+func NewListen(l *timeline.Listener, e *timeline.Entry, clock Clock) *Event {
+	v := &Event{Time: clock.Stamp(e.At), Event: e.Name(), Netns: l.Netns, Local: l.Addr, Text: e.Text(nil)}
+	if l.BacklogKnown {
+		v.Detail = append(v.Detail, timeline.Detail{Key: "backlog_argument", Value: l.Backlog})
+		v.Text += fmt.Sprintf(", backlog %d", l.Backlog)
+	}
+	if l.LimitKnown {
+		v.Detail = append(v.Detail, timeline.Detail{Key: "backlog_limit", Value: int64(l.QueueLimit)})
+		v.Text += fmt.Sprintf(", accept queue limit %d", l.QueueLimit)
+	}
+	if o := l.Owner(); o.Known() {
+		v.Detail = append(v.Detail, timeline.Detail{Key: "pid", Value: int64(o.PID)}, timeline.Detail{Key: "comm", Value: o.Comm})
+		v.Text += ", by " + person(o.PID, o.Comm)
+	}
+	return v
 }
 
 // NewConnection shows a connection as it stands, and its peer beside it. now

@@ -1,0 +1,252 @@
+package pipeline
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/host"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/tracer"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// audited are the counters that are held against the kernel's own, by name
+// and by where /proc/net shows them.
+var audited = []struct{ name, proc string }{
+	{"ListenOverflows", "TcpExt.ListenOverflows"},
+	{"ListenDrops", "TcpExt.ListenDrops"},
+	{"OutRsts", "Tcp.OutRsts"},
+	{"EstabResets", "Tcp.EstabResets"},
+	{"AttemptFails", "Tcp.AttemptFails"},
+}
+
+func auditRank(name string) int {
+	for i, a := range audited {
+		if a.name == name {
+			return i
+		}
+	}
+	return len(audited)
+}
+
+// reading is both sides' counters of one namespace at one moment.
+type reading struct {
+	cookie uint64
+	kernel []uint64 // as audited
+	seen   []uint64
+	steady bool // nothing moved while they were read
+}
+
+// auditor holds the kernel's counters against what the hooks counted, over
+// the same interval and for each namespace.
+type auditor struct {
+	tracer Tracer
+	spaces map[uint32]*audit
+}
+
+type audit struct {
+	ns    host.Netns
+	first reading
+	err   error // why there is no first reading
+}
+
+// attempts bounds how often counters that keep moving are read again.
+const attempts = 20
+
+// read reads both sides of several namespaces so that they agree: again while
+// anything moved meanwhile, since the two sides cannot be read at once.
+func (a *auditor) read(spaces []host.Netns) (map[uint32]reading, map[uint32]error) {
+	readings := make(map[uint32]reading, len(spaces))
+	errs := make(map[uint32]error)
+	todo := slices.Clone(spaces)
+	for try := range attempts {
+		if try > 0 {
+			time.Sleep(time.Duration(try) * 200 * time.Microsecond)
+		}
+		before, err := a.tracer.Stats()
+		if err != nil {
+			for _, ns := range todo {
+				errs[ns.Inode] = err
+			}
+			return readings, errs
+		}
+		kernels := make([][2]host.Counters, len(todo))
+		for pass := range 2 {
+			for i, ns := range todo {
+				if errs[ns.Inode] == nil {
+					kernels[i][pass], errs[ns.Inode] = host.ReadCounters(ns)
+				}
+			}
+		}
+		after, err := a.tracer.Stats()
+		if err != nil {
+			for _, ns := range todo {
+				errs[ns.Inode] = err
+			}
+			return readings, errs
+		}
+		var again []host.Netns
+		for i, ns := range todo {
+			if errs[ns.Inode] != nil {
+				continue
+			}
+			delete(errs, ns.Inode)
+			r := reading{cookie: kernels[i][0].Cookie, steady: true}
+			for _, c := range audited {
+				k, s := kernels[i][1].Value[c.proc], after.Audit[tracer.AuditKey{Netns: ns.Inode, Counter: c.name}]
+				r.kernel, r.seen = append(r.kernel, k), append(r.seen, s)
+				if k != kernels[i][0].Value[c.proc] || s != before.Audit[tracer.AuditKey{Netns: ns.Inode, Counter: c.name}] {
+					r.steady = false
+				}
+			}
+			readings[ns.Inode] = r
+			if !r.steady {
+				again = append(again, ns)
+			}
+		}
+		if todo = again; len(todo) == 0 {
+			break
+		}
+	}
+	return readings, errs
+}
+
+// begin takes the readings to compare with, of namespaces that exist when
+// tracing begins.
+func (a *auditor) begin(spaces []host.Netns) {
+	a.spaces = make(map[uint32]*audit, len(spaces))
+	readings, errs := a.read(spaces)
+	for _, ns := range spaces {
+		a.spaces[ns.Inode] = &audit{ns: ns, first: readings[ns.Inode], err: errs[ns.Inode]}
+	}
+}
+
+// errReused says that two namespaces had the same number one after the other,
+// and that the hooks counted both as one.
+var errReused = errors.New("two namespaces had this number, one after the other")
+
+// add begins the audit of a namespace that was not there in the beginning: it
+// came into being while its events were counted, so both sides began at
+// nothing. For one that is known it takes note of another way into it.
+func (a *auditor) add(ns host.Netns) {
+	c, err := host.ReadCounters(ns)
+	if known := a.spaces[ns.Inode]; known != nil {
+		known.ns = ns
+		if err == nil && known.err == nil && c.Cookie != known.first.cookie {
+			known.err = errReused
+		}
+		return
+	}
+	zero := make([]uint64, len(audited))
+	a.spaces[ns.Inode] = &audit{ns: ns, first: reading{cookie: c.Cookie, kernel: zero, seen: zero, steady: true}}
+}
+
+// end compares. It leaves out namespaces where nothing was counted on either
+// side, and tells of those that could not be compared.
+func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []string) {
+	var spaces []host.Netns
+	for _, s := range a.spaces {
+		if s.err != nil {
+			continue
+		}
+		if !enterable(s.ns) {
+			// The process that it was entered by may not be the last in it.
+			if ns, err := host.FindNetns(s.ns.Inode); err == nil {
+				s.ns = ns
+			}
+		}
+		spaces = append(spaces, s.ns)
+	}
+	slices.SortFunc(spaces, func(x, y host.Netns) int { return cmp.Compare(x.Inode, y.Inode) })
+	last, errs := a.read(spaces)
+	inexact := inexact(caps)
+	for _, ns := range spaces {
+		s := a.spaces[ns.Inode]
+		r, ok := last[ns.Inode]
+		if !ok || errs[ns.Inode] != nil || r.cookie != s.first.cookie {
+			notes = append(notes, fmt.Sprintf("network namespace %s ended before its counters could be read", spaceName(ns)))
+			continue
+		}
+		var of []render.Audit
+		moved := false
+		for i, c := range audited {
+			line := render.Audit{
+				Counter: c.name, Netns: ns.Inode,
+				Kernel: r.kernel[i] - min(r.kernel[i], s.first.kernel[i]), Explained: r.seen[i] - min(r.seen[i], s.first.seen[i]),
+			}
+			switch {
+			case inexact[c.name] != "":
+				line.Note = inexact[c.name]
+			case !r.steady || !s.first.steady:
+				line.Note = "traffic did not pause while the counters were read, so they may be apart by a few"
+			default:
+				line.Exact = true
+			}
+			moved = moved || line.Kernel != 0 || line.Explained != 0
+			of = append(of, line)
+		}
+		if moved {
+			lines = append(lines, of...)
+		}
+	}
+	for _, s := range a.spaces {
+		if s.err != nil {
+			notes = append(notes, fmt.Sprintf("the counters of network namespace %s could not be compared: %v", spaceName(s.ns), s.err))
+		}
+	}
+	slices.Sort(notes)
+	sortAudit(lines)
+	return lines, notes
+}
+
+// enterable reports whether the way into a namespace still leads there.
+func enterable(ns host.Netns) bool {
+	f, err := ns.Open()
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
+func spaceName(ns host.Netns) string {
+	if ns.Name != "" {
+		return fmt.Sprintf("%d (%s)", ns.Inode, ns.Name)
+	}
+	return fmt.Sprint(ns.Inode)
+}
+
+// inexact says of which counters the hooks, as they are attached, cannot see
+// every increment.
+func inexact(caps event.Capabilities) map[string]string {
+	m := make(map[string]string)
+	via := make(map[string]string, len(caps.Hooks))
+	for _, h := range caps.Hooks {
+		via[h.Name] = h.Via
+	}
+	missing := func(hook string) bool { return via[hook] == "" || via[hook] == "none" }
+	var overflow string
+	switch {
+	case !caps.HasSYNDrops && !caps.HasACKDrops:
+		overflow = "drops at a full accept queue are not seen"
+	case !caps.HasSYNDrops:
+		overflow = "SYNs dropped at a full accept queue are not seen"
+	case !caps.HasACKDrops:
+		overflow = "final ACKs dropped at a full accept queue are seen only by what follows them"
+	case via["tcp_conn_request"] == "tracepoint":
+		overflow = "drops of SYNs are concluded from the listener's queue"
+	}
+	if overflow != "" {
+		m["ListenOverflows"], m["ListenDrops"] = overflow, overflow
+	}
+	if !caps.HasAllRSTSent {
+		m["OutRsts"] = "resets without a full socket (closed ports, TIME_WAIT) are not seen"
+	}
+	if missing("tcp_check_req") {
+		m["AttemptFails"] = "half-open requests that the peer killed are not seen"
+	}
+	return m
+}

@@ -1,0 +1,423 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tcptrace/tcptrace/internal/host"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/tracer"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// Tracer is what a live run reads: a [tracer.Tracer].
+type Tracer interface {
+	Capabilities() event.Capabilities
+	Read(batch []event.Event, timeout time.Duration) (int, error)
+	Stop()
+	Snapshot(netns int, fn func(*event.Event)) error
+	Stats() (tracer.Stats, error)
+}
+
+var _ Tracer = (*tracer.Tracer)(nil)
+
+// Config of [Run].
+type Config struct {
+	Options
+	Tracer   Tracer
+	Version  string
+	Host     string
+	Duration time.Duration // 0: until the context ends
+	// Ready is called once everything that happens from now on will be seen,
+	// and older sockets are known. Its error ends the run. May be nil.
+	Ready func() error
+	Log   *zap.Logger // may be nil
+}
+
+const (
+	// delay bounds how late events are read when few come, together with pause.
+	delay = 80 * time.Millisecond
+	// pause lets events gather when the ring was found nearly empty: the
+	// kernel would say at once that there is one more to read.
+	pause = 10 * time.Millisecond
+	// settle is how long an event may take into the ring.
+	settle = 10 * time.Millisecond
+	// batchSize is how many events are read at a time.
+	batchSize = 4096
+	// housekeeping is how often losses, the clock and wanted snapshots are
+	// looked at.
+	housekeeping = time.Second
+	// resync bounds how often all sockets are looked at again after losses.
+	resync = 10 * time.Second
+	// retries bounds how often a namespace is looked for that cannot be found.
+	retries = 3
+	// maxSpaces bounds the namespaces that are remembered.
+	maxSpaces = 65536
+)
+
+// live is a run on the running kernel.
+type live struct {
+	Config
+	m       *Machine
+	caps    event.Capabilities
+	audit   auditor
+	cost    *costs
+	spaces  map[uint32]*space
+	pending []uint32 // namespaces seen for the first time, to be looked through
+	cgroups *host.Cgroups
+	paths   map[uint64]string // of cgroups
+	procs   map[uint32]seen
+	lost    map[string]uint64
+	synced  int64       // when sockets were last looked at again after losses
+	again   bool        // they are to be looked at again
+	last    event.Event // of the newest namespace and process, for the fast path
+	owners  bool        // /proc shows the kernel's process ids
+	limit   map[uint32]bool
+}
+
+type space struct {
+	ns    host.Netns
+	known bool
+	tries int
+}
+
+// seen is what was learned of a process, and of which.
+type seen struct {
+	comm   event.Comm
+	cgroup uint64
+}
+
+// Run traces until the context ends, the duration has passed, or as much was
+// shown as was asked for; then it stops the tracer, drains what it still
+// holds, and shows the summary. The error is the renderer's, the tracer's or
+// Ready's; the summary is not nil even then, unless nothing began.
+func Run(ctx context.Context, cfg Config) (*render.Summary, error) {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	l := &live{
+		Config: cfg, caps: cfg.Tracer.Capabilities(),
+		spaces: make(map[uint32]*space), paths: make(map[uint64]string),
+		procs: make(map[uint32]seen), lost: make(map[string]uint64),
+	}
+	if len(cfg.Filter.Netns) > 0 {
+		l.limit = make(map[uint32]bool)
+		for _, inode := range cfg.Filter.Netns {
+			l.limit[inode] = true
+		}
+	}
+	o := cfg.Options
+	o.Timeline.Capabilities, o.Diagnose.Capabilities = l.caps, l.caps
+	if _, err := rand.Read(o.Timeline.Key[:]); err != nil {
+		return nil, fmt.Errorf("making a key for connection names: %w", err)
+	}
+	l.m = NewMachine(o)
+	l.m.SetClock(render.Clock{Offset: host.ClockOffset()})
+	l.audit.tracer = cfg.Tracer
+	l.cost = newCosts(cfg.Tracer, cfg.Log)
+	defer l.cost.close()
+	if c, err := host.OpenCgroups(); err == nil {
+		l.cgroups = c
+		defer c.Close()
+	}
+	if p, err := host.ReadPrivileges(); err == nil {
+		l.owners = p.InitialPID
+	}
+
+	err := l.begin()
+	began := host.Now()
+	if err == nil {
+		err = l.loop(ctx, began)
+	}
+	return l.finish(began, err)
+}
+
+// begin shows the start, takes the audit's first readings, and learns what
+// exists already.
+func (l *live) begin() error {
+	if err := l.Out.Start(&render.Start{
+		Time: render.Clock{Offset: host.ClockOffset()}.Stamp(host.Now()), Version: l.Version, Kernel: l.caps.Kernel, Host: l.Host,
+		Attach: l.caps.Attach, Hooks: l.caps.Hooks, Unknowable: l.caps.Unknowable,
+	}); err != nil {
+		return err
+	}
+	spaces, err := host.Namespaces()
+	if err != nil {
+		l.Log.Warn("listing network namespaces", zap.Error(err))
+	}
+	if l.limit != nil {
+		spaces = slices.DeleteFunc(spaces, func(ns host.Netns) bool { return !l.limit[ns.Inode] })
+	}
+	l.audit.begin(spaces)
+	for _, ns := range spaces {
+		l.learn(ns)
+	}
+	l.snapshot(spaces)
+	if err := l.Out.Flush(); err != nil {
+		return err
+	}
+	if l.Ready != nil {
+		return l.Ready()
+	}
+	return nil
+}
+
+// learn tells the machine of a namespace.
+func (l *live) learn(ns host.Netns) {
+	facts, err := host.ReadSysctls(ns)
+	if err != nil {
+		l.Log.Warn("a network namespace's settings stay unknown", zap.Error(err))
+	}
+	l.spaces[ns.Inode] = &space{ns: ns, known: err == nil}
+	l.m.Namespace(facts)
+}
+
+// meet is called with the first event of a namespace.
+func (l *live) meet(inode uint32) {
+	if inode == 0 || l.limit != nil && !l.limit[inode] {
+		return
+	}
+	if len(l.spaces) >= maxSpaces {
+		clear(l.spaces)
+	}
+	ns, err := host.FindNetns(inode)
+	if err != nil {
+		// It may be too young to be found, or gone already.
+		l.Log.Debug("a network namespace was not found", zap.Uint32("inode", inode), zap.Error(err))
+		l.spaces[inode] = &space{ns: host.Netns{Inode: inode}, tries: 1}
+		l.m.Namespace(event.Namespace{Inode: inode})
+		return
+	}
+	l.audit.add(ns)
+	l.learn(ns)
+	l.pending = append(l.pending, inode)
+}
+
+// retry looks again for namespaces that were not found, and forgets those
+// that cannot be entered any more: their numbers may be used again, and if
+// they do live on, they are met again.
+func (l *live) retry() {
+	for inode, s := range l.spaces {
+		if s.known && !enterable(s.ns) {
+			delete(l.spaces, inode)
+			l.last.Netns = 0
+			continue
+		}
+		if s.known || s.tries == 0 || s.tries >= retries {
+			continue
+		}
+		s.tries++
+		if ns, err := host.FindNetns(inode); err == nil {
+			l.audit.add(ns)
+			l.learn(ns)
+			l.pending = append(l.pending, inode)
+		}
+	}
+	slices.Sort(l.pending)
+}
+
+// snapshot looks at all sockets of some namespaces.
+func (l *live) snapshot(spaces []host.Netns) {
+	if len(spaces) == 0 {
+		return
+	}
+	var owners *host.Owners
+	if l.owners {
+		var err error
+		if owners, err = host.SocketOwners(); err != nil {
+			l.Log.Warn("finding the owners of sockets", zap.Error(err))
+		}
+	}
+	told := make(map[uint32]bool)
+	for _, ns := range spaces {
+		file, err := ns.Open()
+		if err != nil {
+			l.Log.Debug("opening a network namespace", zap.Error(err))
+			continue
+		}
+		l.m.BeginSnapshot(ns.Inode, host.Now())
+		err = l.Tracer.Snapshot(int(file.Fd()), func(e *event.Event) {
+			var owner host.Owner
+			if owners != nil && e.Inventory != nil && e.Inventory.Inode != 0 {
+				owner, _ = owners.Owner(e.Inventory.Inode)
+			}
+			if owner.PID != 0 && !told[owner.PID] {
+				told[owner.PID] = true
+				if p, err := host.ReadProcess(owner.PID); err == nil {
+					l.m.Process(p)
+				}
+			}
+			l.m.Snapshot(e, owner.PID, owner.Comm)
+		})
+		file.Close()
+		if err != nil {
+			// Without the end of the round nothing is concluded from it.
+			l.Log.Warn("listing the sockets of a network namespace", zap.Uint32("inode", ns.Inode), zap.Error(err))
+			continue
+		}
+		l.m.EndSnapshot(ns.Inode, host.Now())
+	}
+}
+
+// loop reads events until it is time to stop.
+func (l *live) loop(ctx context.Context, began int64) error {
+	batch := make([]event.Event, batchSize)
+	next := began + int64(housekeeping)
+	for {
+		n, err := l.Tracer.Read(batch, delay)
+		if err != nil {
+			return fmt.Errorf("reading events: %w", err)
+		}
+		now := host.Now()
+		l.handle(batch[:n])
+		if n < len(batch) {
+			l.m.Advance(now - int64(settle)) // the ring is empty
+		}
+		if now >= next {
+			next = now + int64(housekeeping)
+			l.keep(now)
+		}
+		if err := errors.Join(l.m.Err(), l.Out.Flush()); err != nil {
+			return err
+		}
+		if l.m.Done() || l.Duration > 0 && now-began >= int64(l.Duration) || ctx.Err() != nil {
+			return nil
+		}
+		if n > 0 && n < len(batch)/2 {
+			time.Sleep(pause)
+		}
+	}
+}
+
+// handle hands events over, each after what it takes to judge it.
+func (l *live) handle(batch []event.Event) {
+	last := &l.last
+	for i := range batch {
+		e := &batch[i]
+		if e.Netns != last.Netns {
+			last.Netns = e.Netns
+			if l.spaces[e.Netns] == nil {
+				l.meet(e.Netns)
+			}
+		}
+		if e.Flags&event.FlagProcess != 0 && (e.PID != last.PID || e.Comm != last.Comm || e.Cgroup != last.Cgroup) {
+			last.PID, last.Comm, last.Cgroup = e.PID, e.Comm, e.Cgroup
+			if now := (seen{e.Comm, e.Cgroup}); l.procs[e.PID] != now {
+				if len(l.procs) >= maxPIDs {
+					clear(l.procs)
+				}
+				l.procs[e.PID] = now
+				l.m.Process(event.Process{PID: e.PID, Comm: e.Comm.String(), Cgroup: l.cgroupOf(e)})
+			}
+		}
+		l.m.Event(e)
+	}
+}
+
+// cgroupOf names the cgroup of a process that may have ended already.
+func (l *live) cgroupOf(e *event.Event) string {
+	path, ok := l.paths[e.Cgroup]
+	if !ok && l.cgroups != nil {
+		path = l.cgroups.Path(e.Cgroup)
+		if len(l.paths) >= maxPIDs {
+			clear(l.paths)
+		}
+		l.paths[e.Cgroup] = path
+	}
+	if path == "" || path == "/" {
+		// cgroup v1 has its own tree, or the id cannot be looked up.
+		if p, err := host.ReadProcess(e.PID); err == nil && p.Comm == e.Comm.String() && p.Cgroup != "" {
+			return p.Cgroup
+		}
+	}
+	return path
+}
+
+// keep does what is due once a second.
+func (l *live) keep(now int64) {
+	l.m.SetClock(render.Clock{Offset: host.ClockOffset()})
+	l.losses(now)
+	l.cost.tick(now, l.m.events)
+	l.retry()
+
+	var want []uint32
+	if l.again && now-l.synced >= int64(resync) {
+		l.again, l.synced = false, now
+		for inode, s := range l.spaces {
+			if s.known {
+				want = append(want, inode)
+			}
+		}
+	}
+	want = append(append(want, l.pending...), l.m.SnapshotWanted()...)
+	l.pending = l.pending[:0]
+	slices.Sort(want)
+	var spaces []host.Netns
+	for _, inode := range slices.Compact(want) {
+		if s := l.spaces[inode]; s != nil && s.known {
+			spaces = append(spaces, s.ns)
+		}
+	}
+	l.snapshot(spaces)
+}
+
+// losses tells of events that were lost since it was last called.
+func (l *live) losses(now int64) {
+	stats, err := l.Tracer.Stats()
+	if err != nil {
+		l.Log.Warn("reading the tracer's counters", zap.Error(err))
+		return
+	}
+	causes := make([]string, 0, len(stats.Lost))
+	for where := range stats.Lost {
+		causes = append(causes, where)
+	}
+	slices.Sort(causes)
+	for _, where := range causes {
+		if n := stats.Lost[where]; n > l.lost[where] {
+			l.m.Lost(now, event.Lost{Where: where, Count: n - l.lost[where]})
+			l.lost[where] = n
+			l.again = true
+		}
+	}
+}
+
+// finish detaches, drains and sums up. err is what ended the run, nil if it
+// was time.
+func (l *live) finish(began int64, err error) (*render.Summary, error) {
+	var s render.Summary
+	// The audit compares what was counted while the hooks were there.
+	if err == nil {
+		s.Audit, s.AuditNotes = l.audit.end(l.caps)
+	}
+	l.Tracer.Stop()
+	batch := make([]event.Event, batchSize)
+	for err == nil {
+		n, rerr := l.Tracer.Read(batch, delay)
+		l.handle(batch[:n])
+		if errors.Is(rerr, io.EOF) {
+			break
+		}
+		if rerr != nil {
+			err = fmt.Errorf("draining events: %w", rerr)
+		}
+	}
+	now := host.Now()
+	l.losses(now)
+	s.Duration = time.Duration(now - began)
+	s.Cost = l.cost.end(now, l.m.events)
+	if err != nil {
+		if l.m.Err() != nil {
+			return &s, err // nothing can be shown any more
+		}
+	}
+	sum, ferr := l.m.Finish(now, s)
+	return sum, errors.Join(err, ferr)
+}

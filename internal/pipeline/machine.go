@@ -1,0 +1,380 @@
+package pipeline
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/filter"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// Show says what is shown.
+type Show struct {
+	Verdicts    bool
+	Connections bool
+	Events      bool
+	All         bool // also connections that went well
+}
+
+// Options of a [Machine].
+type Options struct {
+	Out      render.Renderer
+	Show     Show
+	Filter   filter.Filter
+	Count    uint64           // things to show before Done, 0: no limit
+	Timeline timeline.Options // its Observer is the machine's
+	Diagnose diagnose.Options
+}
+
+// Machine turns events into output. It belongs to one goroutine.
+type Machine struct {
+	o       Options
+	tracker *timeline.Tracker
+	engine  *diagnose.Engine
+	clock   render.Clock
+	now     int64 // newest time told, CLOCK_BOOTTIME
+	events  uint64
+	lost    uint64
+	shown   uint64
+	err     error // the renderer's first
+
+	narrow bool           // the filter looks at addresses, ports or namespaces
+	cur    *timeline.Conn // whom the observer is being told of
+	// recent holds connections that ended lately, for the timelines of
+	// examples.
+	recent    [512]*timeline.Conn
+	recentPos int
+
+	cgroups  map[uint32]string // by pid, for --cgroup on verdicts
+	growing  map[verdictKey]growth
+	finished bool
+	counts   map[string]uint64 // by code, of verdicts that had their last word
+	final    []*render.Verdict
+}
+
+// maxFinal bounds the verdicts of a summary: more are counted only.
+const maxFinal = 1024
+
+// maxPIDs bounds the processes whose cgroup is remembered.
+const maxPIDs = 65536
+
+type verdictKey struct {
+	code    string
+	subject diagnose.Subject
+	netns   uint32
+	pid     uint32
+}
+
+type growth struct {
+	count uint64
+	at    int64
+}
+
+func keyOf(v *diagnose.Verdict) verdictKey {
+	k := verdictKey{code: v.Code, subject: v.Subject, netns: v.Netns}
+	if v.Process != nil {
+		k.pid = v.Process.PID
+	}
+	return k
+}
+
+// NewMachine returns a machine that has seen nothing.
+func NewMachine(o Options) *Machine {
+	f := &o.Filter
+	m := &Machine{
+		o:       o,
+		narrow:  len(f.Ports)+len(f.LocalPorts)+len(f.RemotePorts)+len(f.Addrs)+len(f.Netns) > 0,
+		cgroups: make(map[uint32]string),
+		growing: make(map[verdictKey]growth),
+		counts:  make(map[string]uint64),
+	}
+	m.engine = diagnose.New(o.Diagnose, diagnose.SinkFunc(m.verdict))
+	o.Timeline.Observer = (*gate)(m)
+	m.tracker = timeline.New(o.Timeline)
+	return m
+}
+
+// SetClock tells how to show times from now on.
+func (m *Machine) SetClock(c render.Clock) { m.clock = c }
+
+// Event takes the next event, in arrival order. It keeps nothing of e.
+func (m *Machine) Event(e *event.Event) {
+	m.events++
+	m.now = max(m.now, e.Time)
+	m.tracker.Handle(e)
+}
+
+// Namespace tells the facts of a network namespace.
+func (m *Machine) Namespace(ns event.Namespace) {
+	m.o.Out.Namespace(ns)
+	m.tracker.Namespace(ns)
+}
+
+// Process tells what is known of a process.
+func (m *Machine) Process(p event.Process) {
+	if len(m.o.Filter.Cgroups) > 0 {
+		if len(m.cgroups) >= maxPIDs {
+			clear(m.cgroups)
+		}
+		m.cgroups[p.PID] = p.Cgroup
+	}
+	m.tracker.Process(p)
+}
+
+// BeginSnapshot announces all sockets of a namespace as they are at now.
+func (m *Machine) BeginSnapshot(netns uint32, now int64) { m.tracker.BeginSnapshot(netns, now) }
+
+// Snapshot takes one socket of a snapshot; pid 0 is an unknown owner.
+func (m *Machine) Snapshot(e *event.Event, pid uint32, comm string) {
+	m.tracker.Handle(e)
+	if pid != 0 {
+		m.tracker.SnapshotOwner(e.Sock, pid, comm)
+	}
+}
+
+// EndSnapshot ends what BeginSnapshot announced.
+func (m *Machine) EndSnapshot(netns uint32, now int64) { m.tracker.EndSnapshot(netns, now) }
+
+// Lost tells that events never arrived, as noticed at a time.
+func (m *Machine) Lost(at int64, l event.Lost) {
+	m.now = max(m.now, at)
+	m.lost += l.Count
+	m.tracker.Lost(at, l)
+	m.fail(m.o.Out.Lost(&render.Lost{Time: m.clock.Stamp(at), Where: l.Where, Count: l.Count}))
+}
+
+// Advance tells that time has come to now and that all events before it were
+// handed over.
+func (m *Machine) Advance(now int64) {
+	m.now = max(m.now, now)
+	m.tracker.Advance(m.now)
+}
+
+// SnapshotWanted lists the namespaces whose sockets should be looked at again
+// before they are judged.
+func (m *Machine) SnapshotWanted() []uint32 { return m.engine.SnapshotWanted() }
+
+// Err returns the first error of the renderer: nothing more can be shown.
+func (m *Machine) Err() error { return m.err }
+
+// Done reports whether as much was shown as was asked for.
+func (m *Machine) Done() bool { return m.o.Count > 0 && m.shown >= m.o.Count }
+
+// Finish takes the last word on everything and shows the summary, of which
+// the caller knows the audit, the cost and the duration.
+func (m *Machine) Finish(now int64, s render.Summary) (*render.Summary, error) {
+	m.now = max(m.now, now)
+	m.tracker.Drain(m.now)
+	m.finished = true
+	m.engine.Finish(m.now, m.tracker)
+	stats := m.tracker.Stats()
+	s.Time = m.clock.Stamp(m.now)
+	s.Connections = stats.Connections
+	s.Evicted = stats.Evicted
+	s.Events = m.events
+	s.Lost = m.lost
+	s.Verdicts = m.counts
+	s.Final = m.final
+	m.fail(m.o.Out.Summary(&s))
+	m.fail(m.o.Out.Flush())
+	return &s, m.err
+}
+
+func (m *Machine) fail(err error) {
+	if m.err == nil {
+		m.err = err
+	}
+}
+
+// gate is the machine as the tracker's observer: what the filter leaves out
+// never reaches the rules, so that their counts are about what was asked for.
+type gate Machine
+
+func (g *gate) tuple(netns uint32, local, remote netip.AddrPort) bool {
+	return !g.narrow || g.o.Filter.MatchTuple(netns, local, remote)
+}
+
+func (g *gate) of(c *timeline.Conn) bool {
+	return !g.narrow || g.o.Filter.MatchTuple(c.Netns(), c.Local(), c.Remote())
+}
+
+func (g *gate) Entry(c *timeline.Conn, e *timeline.Entry) {
+	if !g.of(c) {
+		return
+	}
+	m := (*Machine)(g)
+	m.cur = c
+	m.engine.Entry(c, e)
+	m.cur = nil
+	if m.o.Show.Events && m.owned(c) {
+		m.show(func() error { return m.o.Out.Event(render.NewEvent(c, e, m.now, m.clock)) })
+	}
+}
+
+func (g *gate) Changed(c *timeline.Conn) {
+	if !g.of(c) {
+		return
+	}
+	g.cur = c
+	g.engine.Changed(c)
+	g.cur = nil
+}
+
+func (g *gate) Ended(c *timeline.Conn) {
+	if !g.of(c) {
+		return
+	}
+	m := (*Machine)(g)
+	m.cur = c
+	m.engine.Ended(c)
+	m.cur = nil
+	well := diagnose.Well(c)
+	if !well {
+		m.recent[m.recentPos] = c
+		m.recentPos = (m.recentPos + 1) % len(m.recent)
+	}
+	if m.o.Show.Connections && (m.o.Show.All || !well) && m.owned(c) {
+		m.show(func() error { return m.o.Out.Connection(render.NewConnection(c, m.now, m.clock)) })
+	}
+}
+
+func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {
+	if !g.tuple(l.Netns, l.Addr, netip.AddrPort{}) {
+		return
+	}
+	g.engine.Listener(l, e)
+	m := (*Machine)(g)
+	o := l.Owner()
+	if m.o.Show.Events && e.Kind == timeline.EntryListen && m.o.Filter.MatchState(event.StateListen) &&
+		m.o.Filter.MatchProcess(o.PID, o.Comm, o.Cgroup) && len(m.o.Filter.Codes) == 0 {
+		m.show(func() error { return m.o.Out.Event(render.NewListen(l, e, m.clock)) })
+	}
+}
+
+func (g *gate) Namespace(ns event.Namespace) { g.engine.Namespace(ns) }
+
+func (g *gate) Tick(now int64, t *timeline.Tracker) { g.engine.Tick(now, t) }
+
+// owned reports whether the filter means the connection's process, state and
+// verdicts, which can change while it lives.
+func (m *Machine) owned(c *timeline.Conn) bool {
+	f := &m.o.Filter
+	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
+		o := c.Owner()
+		if !f.MatchProcess(o.PID, o.Comm, o.Cgroup) {
+			return false
+		}
+	}
+	if len(f.Codes) > 0 && !f.MatchCodes(diagnose.Codes(c)) {
+		return false
+	}
+	return f.MatchState(c.State())
+}
+
+// show has something written, unless enough was.
+func (m *Machine) show(write func() error) {
+	if m.err != nil || m.Done() {
+		return
+	}
+	m.shown++
+	m.fail(write())
+}
+
+// verdict is the engine's sink.
+func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
+	if !m.asked(v) {
+		return
+	}
+	key := keyOf(v)
+	was := m.growing[key]
+	out := &render.Verdict{
+		Time: m.clock.Stamp(m.now), First: m.clock.Stamp(v.First), Last: m.clock.Stamp(v.Last),
+		Phase: p, Verdict: v, Since: was.count,
+	}
+	if was.at != 0 {
+		out.Interval = time.Duration(m.now - was.at)
+	}
+	if p == diagnose.PhaseFinal {
+		m.counts[v.Code] += v.Count
+		delete(m.growing, key)
+		if m.finished {
+			if len(m.final) < maxFinal && m.o.Show.Verdicts {
+				m.final = append(m.final, out)
+			}
+			return
+		}
+	} else {
+		m.growing[key] = growth{v.Count, m.now}
+	}
+	if !m.o.Show.Verdicts {
+		return
+	}
+	if p != diagnose.PhaseNew {
+		if m.err == nil {
+			m.fail(m.o.Out.Verdict(out))
+		}
+		return
+	}
+	m.show(func() error {
+		if c := m.example(v.Examples); c != nil {
+			out.Example = render.NewConnection(c, m.now, m.clock)
+		}
+		return m.o.Out.Verdict(out)
+	})
+}
+
+// asked reports whether the filter means a verdict.
+func (m *Machine) asked(v *diagnose.Verdict) bool {
+	f := &m.o.Filter
+	if !f.MatchCode(v.Code) {
+		return false
+	}
+	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
+		if v.Process == nil || !f.MatchProcess(v.Process.PID, v.Process.Comm, m.cgroups[v.Process.PID]) {
+			return false
+		}
+	}
+	if len(f.States) > 0 {
+		c := m.example(v.Examples)
+		return c != nil && f.MatchState(c.State())
+	}
+	return true
+}
+
+// example finds one of the connections that a verdict names: most often the
+// one at hand, else one that ended lately, else one that lives.
+func (m *Machine) example(ids []string) *timeline.Conn {
+	if len(ids) == 0 {
+		return nil
+	}
+	if m.cur != nil && slices.Contains(ids, m.cur.ID()) {
+		return m.cur
+	}
+	for i := range m.recent {
+		c := m.recent[(m.recentPos-1-i+2*len(m.recent))%len(m.recent)]
+		if c == nil {
+			break
+		}
+		if slices.Contains(ids, c.ID()) {
+			return c
+		}
+	}
+	for c := range m.tracker.Conns() {
+		if slices.Contains(ids, c.ID()) {
+			return c
+		}
+	}
+	return nil
+}
+
+// sortAudit puts audit lines in the order in which they are shown.
+func sortAudit(a []render.Audit) {
+	slices.SortFunc(a, func(a, b render.Audit) int {
+		return cmp.Or(cmp.Compare(a.Netns, b.Netns), cmp.Compare(auditRank(a.Counter), auditRank(b.Counter)))
+	})
+}

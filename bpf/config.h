@@ -9,10 +9,10 @@
 
 /* bpf_get_socket_cookie exists for tracing programs (Linux 5.12). */
 const volatile bool have_cookie = true;
+/* bpf_get_current_task_btf exists (Linux 5.11). */
+const volatile bool have_task_btf = true;
 /* tcp_send_reset carries a reason (Linux 6.10). */
 const volatile bool have_rst_reason = false;
-/* kfree_skb carries rx_sk (Linux 6.11). */
-const volatile bool have_rx_sk = false;
 /* The request queue is full at qlen >= limit (5.10), later at qlen > limit. */
 const volatile bool syn_queue_full_at_limit = false;
 /* A hook on tcp_time_wait tells who lives on as a minisocket. */

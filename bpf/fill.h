@@ -49,7 +49,16 @@ static __always_inline __u64 identity_raw(struct sock_common *c)
 /* Only the kernel's helper makes a cookie where there is none yet, and it
  * takes only pointers that the verifier knows.
  */
-#define identity_btf(c) (have_cookie ? bpf_get_socket_cookie((void *)(c)) : (__u64)(c))
+#define identity_btf(c)                                                           \
+	({                                                                        \
+		__u64 _id = (__u64)(c);                                           \
+		if (have_cookie) {                                                \
+			_id = ((struct sock_common *)(c))->skc_cookie.counter;    \
+			if (!_id)                                                 \
+				_id = bpf_get_socket_cookie((void *)(c));         \
+		}                                                                 \
+		_id;                                                              \
+	})
 
 /* For functions that serve both: typed is a constant of the caller. */
 #define identity(c, typed) ((typed) ? identity_btf(c) : identity_raw((void *)(c)))
@@ -125,6 +134,23 @@ static __always_inline void fill_traffic_##K(struct tcptrace_event *e, struct tc
 DEFINE_FILL(btf)
 DEFINE_FILL(raw)
 
+/* What sock_common says, in one read instead of ten. */
+struct common {
+	__u8 bytes[192];
+};
+#define COMMON(buf, f)                                                                     \
+	(*(typeof(((struct sock_common *)0)->f) *)((buf)->bytes +                          \
+		bpf_core_field_offset(((struct sock_common *)0)->f)))
+
+static __always_inline bool read_common(struct common *to, struct sock_common *c)
+{
+	__u32 size = bpf_core_type_size(struct sock_common);
+
+	if (size > sizeof(to->bytes))
+		size = sizeof(to->bytes);
+	return !bpf_probe_read_kernel(to->bytes, size, c);
+}
+
 /* A listener's facts; rare, so one way of reading serves all. */
 static __always_inline void fill_listener(struct tcptrace_event *e, struct sock *sk)
 {
@@ -144,46 +170,59 @@ static __always_inline void fill_listener(struct tcptrace_event *e, struct sock 
  */
 static __always_inline void fill_process(struct tcptrace_event *e)
 {
-	struct task_struct *leader, *task = (void *)bpf_get_current_task();
+	struct task_struct *leader, *task;
 
 	e->pid = bpf_get_current_pid_tgid() >> 32;
 	e->cgroup = bpf_get_current_cgroup_id();
-	leader = RD_raw(task, group_leader);
-	bpf_core_read(&e->comm, sizeof(e->comm), &leader->comm);
+	if (have_task_btf) {
+		__u64 *to = (void *)e->comm, *from;
+
+		leader = bpf_get_current_task_btf()->group_leader;
+		from = (void *)leader->comm;
+		to[0] = from[0];
+		to[1] = from[1];
+	} else {
+		task = (void *)bpf_get_current_task();
+		leader = RD_raw(task, group_leader);
+		bpf_core_read(&e->comm, sizeof(e->comm), &leader->comm);
+	}
 	e->flags |= FLAG_PROCESS;
 }
 
 /* Addresses of a received segment, turned round: local is this host. */
-static __always_inline bool fill_from_skb(struct tcptrace_event *e, struct sk_buff *skb, __u8 *tcp_flags)
-{
-	unsigned char *head = RD_raw(skb, head);
-	__be16 proto = RD_raw(skb, protocol);
-	struct tcphdr_wire th = {};
-
-	if (bpf_probe_read_kernel(&th, sizeof(th), head + RD_raw(skb, transport_header)))
-		return false;
-	if (proto == bpf_htons(ETH_P_IP)) {
-		__be32 a[2] = {};
-
-		/* struct iphdr: saddr at 12, daddr at 16 */
-		if (bpf_probe_read_kernel(a, sizeof(a), head + RD_raw(skb, network_header) + 12))
-			return false;
-		map_v4(e->remote, a[0]);
-		map_v4(e->local, a[1]);
-	} else if (proto == bpf_htons(ETH_P_IPV6)) {
-		/* struct ipv6hdr: saddr at 8, daddr at 24 */
-		unsigned char *ip = head + RD_raw(skb, network_header);
-
-		if (bpf_probe_read_kernel(e->remote, 16, ip + 8) ||
-		    bpf_probe_read_kernel(e->local, 16, ip + 24))
-			return false;
-	} else {
-		return false;
-	}
-	e->remote_port = bpf_ntohs(th.source);
-	e->local_port = bpf_ntohs(th.dest);
-	*tcp_flags = th.flags;
-	return true;
+#define DEFINE_FILL_SKB(K)                                                                 \
+static __always_inline bool fill_from_skb_##K(struct tcptrace_event *e, struct sk_buff *skb, __u8 *tcp_flags) \
+{                                                                                          \
+	unsigned char *head = RD_##K(skb, head);                                           \
+	unsigned char *ip = head + RD_##K(skb, network_header);                            \
+	__be16 proto = RD_##K(skb, protocol);                                              \
+	struct tcphdr_wire th = {};                                                        \
+                                                                                           \
+	if (bpf_probe_read_kernel(&th, sizeof(th), head + RD_##K(skb, transport_header)))  \
+		return false;                                                              \
+	if (proto == bpf_htons(ETH_P_IP)) {                                                \
+		__be32 a[2] = {};                                                          \
+                                                                                           \
+		/* struct iphdr: saddr at 12, daddr at 16 */                               \
+		if (bpf_probe_read_kernel(a, sizeof(a), ip + 12))                          \
+			return false;                                                      \
+		map_v4(e->remote, a[0]);                                                   \
+		map_v4(e->local, a[1]);                                                    \
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {                                       \
+		/* struct ipv6hdr: saddr at 8, daddr at 24 */                              \
+		if (bpf_probe_read_kernel(e->remote, 16, ip + 8) ||                        \
+		    bpf_probe_read_kernel(e->local, 16, ip + 24))                          \
+			return false;                                                      \
+	} else {                                                                           \
+		return false;                                                              \
+	}                                                                                  \
+	e->remote_port = bpf_ntohs(th.source);                                             \
+	e->local_port = bpf_ntohs(th.dest);                                                \
+	*tcp_flags = th.flags;                                                             \
+	return true;                                                                       \
 }
+
+DEFINE_FILL_SKB(btf)
+DEFINE_FILL_SKB(raw)
 
 #endif

@@ -29,7 +29,7 @@ static __always_inline void emit_syn(__u8 kind, __u16 flags, __u32 netns, struct
 	e->flags = flags;
 	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
-	if (!fill_from_skb(e, skb, &tcp_flags)) {
+	if (!fill_from_skb_raw(e, skb, &tcp_flags)) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		count_lost(LOST_UNREADABLE);
 		return;
@@ -131,37 +131,47 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 	struct listener_ref *ref;
 	__u8 tcp_flags = 0;
 	struct sock *sk;
-	__u32 drops, kind;
-	bool dropped, full;
+	__u32 len, limit, drops, kind;
+	bool dropped, full, syn_full;
 
-	/* received, not sent */
+	/* Once for every packet that is done with: out fast. Received, IP, a
+	 * SYN; for others the flags are read from a place that may be anything,
+	 * and fill_from_skb decides.
+	 */
 	if (!skb->skb_iif)
 		return 0;
-	if (!fill_from_skb(&at, skb, &tcp_flags))
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return 0;
+	if (bpf_probe_read_kernel(&tcp_flags, 1, skb->head + skb->transport_header +
+				  __builtin_offsetof(struct tcphdr_wire, flags)))
 		return 0;
 	if ((tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_SYN)
 		return 0;
-	at.netns = netns_of_skb(skb);
+	if (!fill_from_skb_btf(&at, skb, &tcp_flags) || !skb->dev)
+		return 0;
+	at.netns = skb->dev->nd_net.net->ns.inum;
 	ref = find_listener(&at);
 	if (!ref)
 		return 0;
 	sk = (void *)ref->sk;
+	len = RD_raw(sk, sk_ack_backlog);
+	limit = RD_raw(sk, sk_max_ack_backlog);
+	syn_full = syn_queue_full(sk);
+	if (len < limit && !syn_full)
+		return 0;
+	/* full, or the next one will be: keep up with the count */
 	drops = RD_raw(sk, sk_drops.counter);
 	dropped = drops != ref->drops;
 	ref->drops = drops;
-	full = accept_queue_full(sk);
-	if (!full && !syn_queue_full(sk))
+	full = len > limit;
+	if (full ? !dropped : !syn_full)
 		return 0;
 	if (dropped) {
 		count(at.netns, AUDIT_LISTEN_DROPS);
 		if (full)
 			count(at.netns, AUDIT_LISTEN_OVERFLOWS);
-		kind = full ? KIND_SYN_DROPPED : KIND_SYN_QUEUE_FULL;
-	} else {
-		if (full)
-			return 0;
-		kind = KIND_SYN_QUEUE_FULL;
 	}
+	kind = full ? KIND_SYN_DROPPED : KIND_SYN_QUEUE_FULL;
 	emit_syn(kind, FLAG_INFERRED | (dropped ? 0 : FLAG_COOKIE) | (ref->count > 1 ? FLAG_AMBIGUOUS : 0),
 		 at.netns, sk, skb);
 	return 0;
@@ -189,7 +199,7 @@ static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk)
 	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
 	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
-	if (!fill_from_skb(e, skb, &tcp_flags)) {
+	if (!fill_from_skb_raw(e, skb, &tcp_flags)) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		count_lost(LOST_UNREADABLE);
 		return 0;

@@ -5,33 +5,52 @@
 #ifndef TCPTRACE_PROCESS_H
 #define TCPTRACE_PROCESS_H
 
-/* The TCP socket behind a file descriptor of the current process. A socket's
- * file points back at it, which is how a file that is no socket is told.
+/* The socket behind a file descriptor of the current process. A socket's file
+ * points back at it, which is how a file that is no socket is told; a
+ * descriptor that accept() returned needs no such test.
  */
-static __always_inline struct sock *sock_of_fd(__u32 fd)
+static __always_inline struct sock *sock_of_fd(__u32 fd, bool surely_socket)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct files_struct *files = RD_raw(task, files);
-	struct fdtable *fdt = RD_raw(files, fdt);
 	struct file **fds, *file = NULL;
+	struct files_struct *files;
 	struct socket *sock;
-	struct sock *sk;
-	__u16 proto;
+	struct fdtable *fdt;
+	__u32 max_fds;
 
-	if (fd >= RD_raw(fdt, max_fds))
+	if (have_task_btf) {
+		fdt = bpf_get_current_task_btf()->files->fdt;
+		max_fds = fdt->max_fds;
+		fds = fdt->fd;
+	} else {
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		files = RD_raw(task, files);
+		fdt = RD_raw(files, fdt);
+		max_fds = RD_raw(fdt, max_fds);
+		fds = RD_raw(fdt, fd);
+	}
+	if (fd >= max_fds)
 		return NULL;
-	fds = RD_raw(fdt, fd);
 	bpf_probe_read_kernel(&file, sizeof(file), fds + fd);
 	if (!file)
 		return NULL;
 	sock = RD_raw(file, private_data);
-	if (!sock || RD_raw(sock, file) != file)
+	if (!sock || (!surely_socket && RD_raw(sock, file) != file))
 		return NULL;
-	sk = RD_raw(sock, sk);
+	return RD_raw(sock, sk);
+}
+
+/* The TCP socket of a socket, NULL for other protocols. Go's listeners are
+ * MPTCP since 1.24; what listens is their first subflow.
+ */
+static __always_inline struct sock *tcp_of(struct sock *sk)
+{
+	__u16 family, proto;
+
 	if (!sk)
 		return NULL;
 	proto = RD_raw(sk, sk_protocol);
-	if (proto == IPPROTO_MPTCP) { /* Go's listeners, since 1.24 */
+	if (proto == IPPROTO_MPTCP) {
 		struct mptcp_sock *msk = (void *)sk;
 
 		if (!bpf_core_field_exists(msk->first))
@@ -43,13 +62,13 @@ static __always_inline struct sock *sock_of_fd(__u32 fd)
 	}
 	if (proto != IPPROTO_TCP)
 		return NULL;
-	proto = RD_raw(sk, __sk_common.skc_family);
-	return proto == AF_INET || proto == AF_INET6 ? sk : NULL;
+	family = RD_raw(sk, __sk_common.skc_family);
+	return family == AF_INET || family == AF_INET6 ? sk : NULL;
 }
 
 static __always_inline int on_listen_return(__u32 fd, __u32 backlog)
 {
-	struct sock *sk = sock_of_fd(fd);
+	struct sock *sk = tcp_of(sock_of_fd(fd, false));
 	struct tcptrace_event *e;
 	__u32 netns;
 
@@ -94,30 +113,39 @@ static __always_inline int on_listen_exit(long ret)
 	return ret ? 0 : on_listen_return(a.fd, a.backlog);
 }
 
+/* By mere address, so with few reads: no traffic, which the child's other
+ * events tell.
+ */
 static __always_inline int on_accept(struct sock *sk)
 {
 	struct tcptrace_event *e;
+	struct common c;
+	struct net *net;
 	__u32 netns;
 
-	if (!sk || RD_raw(sk, sk_protocol) != IPPROTO_TCP)
+	if (!sk || RD_raw(sk, sk_protocol) != IPPROTO_TCP || !read_common(&c, &sk->__sk_common))
 		return 0;
-	netns = netns_raw(&sk->__sk_common);
+	if (COMMON(&c, skc_family) != AF_INET && COMMON(&c, skc_family) != AF_INET6)
+		return 0;
+	net = COMMON(&c, skc_net.net);
+	netns = RD_raw(net, ns.inum);
 	if (!netns_passes(netns))
 		return 0;
 	e = begin(KIND_ACCEPT);
 	if (!e)
 		return 0;
 	e->netns = netns;
-	e->sock = identity_raw(&sk->__sk_common);
-	e->old_state = e->new_state = RD_raw(sk, __sk_common.skc_state);
-	e->flags = flags_raw(sk);
-	fill_addrs_raw(e, &sk->__sk_common);
-	if (!e->local_port) {
-		struct inet_sock *inet = (void *)sk;
-
-		e->local_port = bpf_ntohs(RD_raw(inet, inet_sport));
+	e->sock = have_cookie ? COMMON(&c, skc_cookie.counter) : (__u64)sk;
+	e->old_state = e->new_state = COMMON(&c, skc_state);
+	if (COMMON(&c, skc_family) == AF_INET6) {
+		__builtin_memcpy(e->local, &COMMON(&c, skc_v6_rcv_saddr), 16);
+		__builtin_memcpy(e->remote, &COMMON(&c, skc_v6_daddr), 16);
+	} else {
+		map_v4(e->local, COMMON(&c, skc_rcv_saddr));
+		map_v4(e->remote, COMMON(&c, skc_daddr));
 	}
-	fill_traffic_raw(e, (void *)sk);
+	e->local_port = COMMON(&c, skc_num);
+	e->remote_port = bpf_ntohs(COMMON(&c, skc_dport));
 	fill_process(e);
 	commit(e);
 	return 0;

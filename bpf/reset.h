@@ -64,7 +64,7 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 		fill_traffic_raw(e, (void *)sk);
 	} else {
 		e->flags = FLAG_NO_SOCKET;
-		if (!skb || !fill_from_skb(e, skb, &tcp_flags)) {
+		if (!skb || !fill_from_skb_raw(e, skb, &tcp_flags)) {
 			bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 			count_lost(LOST_UNREADABLE);
 			return 0;
@@ -102,7 +102,7 @@ static __always_inline void overflow_from_reset(struct sock *sk, struct sk_buff 
 	e->flags = FLAG_INFERRED | FLAG_RST;
 	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
-	if (!e->l.abort_on_overflow || !fill_from_skb(e, skb, &tcp_flags) ||
+	if (!e->l.abort_on_overflow || !fill_from_skb_raw(e, skb, &tcp_flags) ||
 	    (tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_ACK) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		return;

@@ -311,7 +311,7 @@ int sys_exit_accept(struct trace_event_raw_sys_exit *ctx)
 	SKIP_IF_EMPTY;
 	if (ctx->ret < 0)
 		return 0;
-	return on_accept(sock_of_fd(ctx->ret));
+	return on_accept(sock_of_fd(ctx->ret, true));
 }
 
 SEC("tracepoint/syscalls/sys_exit_accept4")
@@ -320,7 +320,7 @@ int sys_exit_accept4(struct trace_event_raw_sys_exit *ctx)
 	SKIP_IF_EMPTY;
 	if (ctx->ret < 0)
 		return 0;
-	return on_accept(sock_of_fd(ctx->ret));
+	return on_accept(sock_of_fd(ctx->ret, true));
 }
 
 SEC("fexit/__sys_listen")
@@ -379,7 +379,7 @@ int sys_enter_shutdown(struct trace_event_raw_sys_enter *ctx)
 	struct sock *sk;
 
 	SKIP_IF_EMPTY;
-	sk = sock_of_fd(ctx->args[0]);
+	sk = tcp_of(sock_of_fd(ctx->args[0], false));
 	return sk ? on_shutdown(sk, ctx->args[1]) : 0;
 }
 

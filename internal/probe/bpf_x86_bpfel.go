@@ -238,7 +238,7 @@ const (
 	bpfVarFilterRportN        = "filter_rport_n"
 	bpfVarHaveCookie          = "have_cookie"
 	bpfVarHaveRstReason       = "have_rst_reason"
-	bpfVarHaveRxSk            = "have_rx_sk"
+	bpfVarHaveTaskBtf         = "have_task_btf"
 	bpfVarHaveTimeWaitHook    = "have_time_wait_hook"
 	bpfVarInferAckOverflow    = "infer_ack_overflow"
 	bpfVarSynQueueFullAtLimit = "syn_queue_full_at_limit"
@@ -361,7 +361,7 @@ type bpfVariableSpecs struct {
 	FilterRportN        *ebpf.VariableSpec `ebpf:"filter_rport_n"`
 	HaveCookie          *ebpf.VariableSpec `ebpf:"have_cookie"`
 	HaveRstReason       *ebpf.VariableSpec `ebpf:"have_rst_reason"`
-	HaveRxSk            *ebpf.VariableSpec `ebpf:"have_rx_sk"`
+	HaveTaskBtf         *ebpf.VariableSpec `ebpf:"have_task_btf"`
 	HaveTimeWaitHook    *ebpf.VariableSpec `ebpf:"have_time_wait_hook"`
 	InferAckOverflow    *ebpf.VariableSpec `ebpf:"infer_ack_overflow"`
 	SynQueueFullAtLimit *ebpf.VariableSpec `ebpf:"syn_queue_full_at_limit"`
@@ -426,7 +426,7 @@ type bpfVariables struct {
 	FilterRportN        *ebpf.Variable `ebpf:"filter_rport_n"`
 	HaveCookie          *ebpf.Variable `ebpf:"have_cookie"`
 	HaveRstReason       *ebpf.Variable `ebpf:"have_rst_reason"`
-	HaveRxSk            *ebpf.Variable `ebpf:"have_rx_sk"`
+	HaveTaskBtf         *ebpf.Variable `ebpf:"have_task_btf"`
 	HaveTimeWaitHook    *ebpf.Variable `ebpf:"have_time_wait_hook"`
 	InferAckOverflow    *ebpf.Variable `ebpf:"infer_ack_overflow"`
 	SynQueueFullAtLimit *ebpf.Variable `ebpf:"syn_queue_full_at_limit"`

@@ -235,7 +235,7 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 	vars := map[string]any{
 		"have_cookie":     cookie,
 		"have_rst_reason": k.tpArgs("tcp_send_reset") >= 3,
-		"have_rx_sk":      k.tpArgs("kfree_skb") >= 4,
+		"have_task_btf":   k.hasFunc("bpf_get_current_task_btf"),
 		// BTF does not show this change, made between 5.10 and 6.1.
 		"syn_queue_full_at_limit": major < 5 || major == 5 && minor <= 10,
 		"accept_nargs":            uint32(nargs),

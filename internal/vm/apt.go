@@ -87,11 +87,8 @@ func download(ctx context.Context, src source, dir string) (debs, packages []str
 	if err != nil {
 		return nil, nil, err
 	}
-	a, err := newApt(dir, src.suite, mirror, keyring)
+	a, err := updatedApt(ctx, dir, src.suite, mirror, keyring)
 	if err != nil {
-		return nil, nil, err
-	}
-	if _, err := a.run(ctx, "apt-get", "update"); err != nil {
 		return nil, nil, hinted(err, "is the network up, and does the mirror (%s in the environment, else apt's own) have %s?", mirrorVariable, src.suite)
 	}
 	packages, err = a.kernelPackages(ctx, src.pkg, src.version)
@@ -101,7 +98,7 @@ func download(ctx context.Context, src source, dir string) (debs, packages []str
 	if _, err := a.run(ctx, "apt-get", append([]string{"download"}, packages...)...); err != nil {
 		return nil, nil, err
 	}
-	debs, err = filepath.Glob(filepath.Join(dir, "debs", "*.deb"))
+	debs, err = a.downloaded()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -109,6 +106,83 @@ func download(ctx context.Context, src source, dir string) (debs, packages []str
 		return nil, nil, fmt.Errorf("%d files were downloaded for the packages %s", len(debs), strings.Join(packages, ", "))
 	}
 	return debs, packages, nil
+}
+
+// keyringSuites are releases in the order in which each has the next one's keys
+// in its own package of keys.
+var keyringSuites = []string{"bullseye", "bookworm", "trixie"}
+
+// keyringFile is where the package debian-archive-keyring has the keys.
+const keyringFile = "usr/share/keyrings/debian-archive-keyring.gpg"
+
+// unknownKey matches apt's complaint about a signature by a key that it does
+// not have.
+var unknownKey = regexp.MustCompile(`NO_PUBKEY|Missing key`)
+
+// updatedApt returns an apt that has the suite's lists. A keyring that is too
+// old for the suite (Ubuntu 22.04's is) is brought up to date by way of the
+// releases that it does know, whose packages of keys their signatures cover.
+func updatedApt(ctx context.Context, dir, suite, mirror, keyring string) (*apt, error) {
+	update := func(dir, suite string) (*apt, error) {
+		a, err := newApt(dir, suite, mirror, keyring)
+		if err != nil {
+			return nil, err
+		}
+		_, err = a.run(ctx, "apt-get", "update")
+		return a, err
+	}
+	a, err := update(dir, suite)
+	for _, older := range keyringSuites {
+		if err == nil || !unknownKey.MatchString(err.Error()) {
+			break
+		}
+		newer, keyErr := archiveKeyring(ctx, filepath.Join(dir, "keys-"+older), older, update)
+		if keyErr != nil {
+			// A release that this keyring does not know; the next may be one.
+			continue
+		}
+		keyring = newer
+		a, err = update(dir, suite)
+	}
+	return a, err
+}
+
+// archiveKeyring unpacks the suite's package of keys in dir and returns the
+// keyring in it.
+func archiveKeyring(ctx context.Context, dir, suite string, update func(dir, suite string) (*apt, error)) (string, error) {
+	a, err := update(dir, suite)
+	if err != nil {
+		return "", err
+	}
+	if _, err := a.run(ctx, "apt-get", "download", "debian-archive-keyring"); err != nil {
+		return "", err
+	}
+	debs, err := a.downloaded()
+	if err != nil {
+		return "", err
+	}
+	if len(debs) != 1 {
+		return "", fmt.Errorf("%d files were downloaded for one package", len(debs))
+	}
+	if err := unpack(ctx, debs[0], filepath.Join(dir, "root")); err != nil {
+		return "", err
+	}
+	keyring := filepath.Join(dir, "root", keyringFile)
+	_, err = os.Stat(keyring)
+	return keyring, err
+}
+
+// downloaded returns the package files that "apt-get download" left.
+func (a *apt) downloaded() ([]string, error) {
+	return filepath.Glob(filepath.Join(a.dir, "debs", "*.deb"))
+}
+
+// unpack unpacks a package file in root, without running its scripts.
+func unpack(ctx context.Context, deb, root string) error {
+	if out, err := exec.CommandContext(ctx, "dpkg", "-x", deb, root).CombinedOutput(); err != nil {
+		return fmt.Errorf("unpacking %s: %w: %s", filepath.Base(deb), err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // kernelPart matches the packages that hold a kernel's files. Newer suites have
@@ -253,7 +327,7 @@ func pickMirror(lines string) string {
 // with.
 func debianKeyring() (string, error) {
 	candidates := []string{
-		"/usr/share/keyrings/debian-archive-keyring.gpg",
+		"/" + keyringFile,
 		"/usr/share/keyrings/debian-archive-keyring.pgp",
 	}
 	if given := os.Getenv(keyringVariable); given != "" {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -153,8 +152,8 @@ func (s *Store) fetch(ctx context.Context, spec string, src source, dir string) 
 	}
 	root := filepath.Join(work, "root")
 	for _, deb := range debs {
-		if out, err := exec.CommandContext(ctx, "dpkg", "-x", deb, root).CombinedOutput(); err != nil {
-			return fmt.Errorf("unpacking %s: %w: %s", filepath.Base(deb), err, strings.TrimSpace(string(out)))
+		if err := unpack(ctx, deb, root); err != nil {
+			return err
 		}
 	}
 	if err := k.locate(root); err != nil {

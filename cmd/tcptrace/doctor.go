@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -240,11 +241,22 @@ func (c checkup) text(u *ui) string {
 		for _, h := range c.Hooks {
 			name = max(name, len(h.Name))
 		}
+		// Many hooks have the same reason, so reasons are told once, beneath.
+		var reasons []string
 		for _, h := range c.Hooks {
-			hang(&b, fmt.Sprintf("  %s  %s  ", render.Pad(render.Safe(h.Name), name), render.Pad(render.Safe(h.Via), len("tracepoint"))), h.Gives, w)
+			mark := "   "
 			if h.Why != "" {
-				hang(&b, strings.Repeat(" ", 6), "no better because "+h.Why, w)
+				i := slices.Index(reasons, h.Why)
+				if i < 0 {
+					i = len(reasons)
+					reasons = append(reasons, h.Why)
+				}
+				mark = fmt.Sprintf("(%d)", i+1)
 			}
+			hang(&b, fmt.Sprintf("  %s  %s %s  ", render.Pad(render.Safe(h.Name), name), render.Pad(render.Safe(h.Via), len("tracepoint")), mark), h.Gives, w)
+		}
+		for i, why := range reasons {
+			hang(&b, fmt.Sprintf("  (%d) no better way: ", i+1), why, w)
 		}
 	}
 	if len(c.Unknowable) > 0 {

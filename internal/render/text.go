@@ -606,7 +606,7 @@ func (t *Text) audit(s *Summary) {
 				if n := t.name[a.Netns]; n != "" {
 					label += " (" + Safe(n) + ")"
 				} else if a.Netns == t.o.Netns {
-					label += " (the host's)"
+					label += " (own)"
 				}
 				t.print("    " + label + "\n")
 				last = a.Netns

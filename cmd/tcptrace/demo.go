@@ -43,7 +43,7 @@ are the same traffic with nothing wrong in it, and give no verdict.`,
 		},
 	}
 	u.outputFlag(cmd)
-	cmd.Flags().StringVar(&show, "show", "verdicts", "what to show: `KINDS` of verdicts, connections, events")
+	cmd.Flags().StringVar(&show, "show", "verdicts", "`KINDS`: verdicts, connections, events")
 	w.attachFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		kinds, err := parseShow(show)

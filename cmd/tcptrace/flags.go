@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/tcptrace/tcptrace/internal/filter"
@@ -12,18 +14,18 @@ import (
 func filterFlags(cmd *cobra.Command) *filter.Flags {
 	f := new(filter.Flags)
 	add := func(to *[]string, name, value, help string) {
-		cmd.Flags().StringArrayVar(to, name, nil, help+" `"+value+"`")
+		cmd.Flags().StringArrayVar(to, name, nil, strings.Replace(help, value, "`"+value+"`", 1))
 	}
-	add(&f.Port, "port", "PORT", "only connections with this port at either end:")
-	add(&f.LocalPort, "lport", "PORT", "only with this local port:")
-	add(&f.RemotePort, "rport", "PORT", "only with this remote port:")
-	add(&f.Addr, "addr", "CIDR", "only with this address or network at either end:")
-	add(&f.PID, "pid", "PID", "only of this process:")
-	add(&f.Comm, "comm", "NAME", "only of processes with this name:")
-	add(&f.Netns, "netns", "NETNS", "only in this network namespace, by path, inode or name:")
-	add(&f.Cgroup, "cgroup", "PATH", "only of processes in this cgroup or beneath it:")
-	add(&f.Code, "code", "CODE", "only with this verdict:")
-	add(&f.State, "state", "STATE", "only in this state:")
+	add(&f.Port, "port", "PORT", "only connections with this PORT at either end")
+	add(&f.LocalPort, "lport", "PORT", "only with this local PORT")
+	add(&f.RemotePort, "rport", "PORT", "only with this remote PORT")
+	add(&f.Addr, "addr", "CIDR", "only with an address in this CIDR at either end")
+	add(&f.PID, "pid", "PID", "only of the process with this PID")
+	add(&f.Comm, "comm", "NAME", "only of processes with this NAME")
+	add(&f.Netns, "netns", "NETNS", "only in this NETNS: a path, inode or name")
+	add(&f.Cgroup, "cgroup", "PATH", "only of processes in the cgroup at PATH or beneath")
+	add(&f.Code, "code", "CODE", "only with the verdict CODE")
+	add(&f.State, "state", "STATE", "only in this STATE")
 	complete(cmd, "code", codes()...)
 	complete(cmd, "state", "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait", "last-ack", "listen", "closing")
 	return f

@@ -41,7 +41,7 @@ to do about it.`,
 	}
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().Var(newChoice(&u.logLevel, "warn", "debug", "info", "warn", "error", "off"), "log-level",
-		"diagnostics on stderr: debug, info, warn, error or off")
+		"`LEVEL` of diagnostics: debug, info, warn, error or off")
 	complete(root, "log-level", "debug", "info", "warn", "error", "off")
 	root.AddCommand(newWatch(u), newDemo(u), newExplain(u), newDoctor(u), newVersion(u))
 	root.InitDefaultCompletionCmd()

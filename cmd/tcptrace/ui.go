@@ -156,7 +156,7 @@ func (u *ui) renderer(own uint32) render.Renderer {
 
 // outputFlag adds -o to a command.
 func (u *ui) outputFlag(cmd *cobra.Command) {
-	cmd.Flags().VarP(newChoice(&u.output, "text", "text", "json"), "output", "o", "how to show it: text or json")
+	cmd.Flags().VarP(newChoice(&u.output, "text", "text", "json"), "output", "o", "`FORMAT` of the output: text or json")
 	complete(cmd, "output", "text", "json")
 }
 
@@ -178,7 +178,7 @@ func newChoice(value *string, def string, words ...string) *choice {
 }
 
 func (c *choice) String() string { return *c.value }
-func (c *choice) Type() string   { return strings.Join(c.words, "|") }
+func (c *choice) Type() string   { return "word" }
 func (c *choice) Set(s string) error {
 	for _, w := range c.words {
 		if s == w {

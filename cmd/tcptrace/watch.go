@@ -52,7 +52,7 @@ repeated or separated by commas, are alternatives.`,
 	}
 	u.outputFlag(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&w.show, "show", "verdicts,connections", "what to show: `KINDS` of verdicts, connections, events")
+	flags.StringVar(&w.show, "show", "verdicts,connections", "`KINDS`: verdicts, connections, events")
 	flags.BoolVar(&w.all, "all", false, "also show connections that went well")
 	flags.DurationVar(&w.duration, "duration", 0, "end after this `TIME`, such as 30s or 5m")
 	flags.Uint64Var(&w.count, "count", 0, "end after showing `N` verdicts, connections and events")
@@ -88,7 +88,7 @@ repeated or separated by commas, are alternatives.`,
 
 func (w *watching) attachFlag(cmd *cobra.Command) {
 	ways := []string{"auto", "fentry", "kprobe", "tracepoint"}
-	cmd.Flags().Var(newChoice(&w.attach, "auto", ways...), "attach", "how to attach: auto, fentry, kprobe or tracepoint")
+	cmd.Flags().Var(newChoice(&w.attach, "auto", ways...), "attach", "`WAY` to attach: auto, fentry, kprobe or tracepoint")
 	complete(cmd, "attach", ways...)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/host"
@@ -52,6 +53,13 @@ type audit struct {
 	first reading
 	err   error // why there is no first reading
 }
+
+// maxAudited bounds the namespaces that are compared, and maxNamed those that
+// are named where they could not be.
+const (
+	maxAudited = 4096
+	maxNamed   = 5
+)
 
 // attempts bounds how often counters that keep moving are read again.
 const attempts = 20
@@ -140,6 +148,9 @@ func (a *auditor) add(ns host.Netns) {
 		}
 		return
 	}
+	if len(a.spaces) >= maxAudited {
+		return
+	}
 	zero := make([]uint64, len(audited))
 	a.spaces[ns.Inode] = &audit{ns: ns, first: reading{cookie: c.Cookie, kernel: zero, seen: zero, steady: true}}
 }
@@ -147,27 +158,32 @@ func (a *auditor) add(ns host.Netns) {
 // end compares. It leaves out namespaces where nothing was counted on either
 // side, and tells of those that could not be compared.
 func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []string) {
+	// The process by which a namespace was entered may not be the last in it.
+	ways := make(map[uint32]host.Netns)
+	if now, err := host.Namespaces(); err == nil {
+		for _, ns := range now {
+			ways[ns.Inode] = ns
+		}
+	}
 	var spaces []host.Netns
-	for _, s := range a.spaces {
+	for inode, s := range a.spaces {
 		if s.err != nil {
 			continue
 		}
-		if !enterable(s.ns) {
-			// The process that it was entered by may not be the last in it.
-			if ns, err := host.FindNetns(s.ns.Inode); err == nil {
-				s.ns = ns
-			}
+		if ns, ok := ways[inode]; ok {
+			s.ns.Path = ns.Path
 		}
 		spaces = append(spaces, s.ns)
 	}
 	slices.SortFunc(spaces, func(x, y host.Netns) int { return cmp.Compare(x.Inode, y.Inode) })
 	last, errs := a.read(spaces)
 	inexact := inexact(caps)
+	var gone []string
 	for _, ns := range spaces {
 		s := a.spaces[ns.Inode]
 		r, ok := last[ns.Inode]
 		if !ok || errs[ns.Inode] != nil || r.cookie != s.first.cookie {
-			notes = append(notes, fmt.Sprintf("network namespace %s ended before its counters could be read", spaceName(ns)))
+			gone = append(gone, spaceName(ns))
 			continue
 		}
 		var of []render.Audit
@@ -198,6 +214,12 @@ func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []st
 		}
 	}
 	slices.Sort(notes)
+	if n := len(gone); n > maxNamed {
+		gone = append(gone[:maxNamed], fmt.Sprintf("and %d more", n-maxNamed))
+	}
+	if len(gone) > 0 {
+		notes = append(notes, "not compared, because they ended before their counters could be read: network namespaces "+strings.Join(gone, ", "))
+	}
 	sortAudit(lines)
 	return lines, notes
 }

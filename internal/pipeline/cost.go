@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"io"
+	"math"
 	"time"
 
 	"go.uber.org/zap"
@@ -95,15 +96,18 @@ func (c *costs) end(now int64, events uint64) render.Cost {
 	var out render.Cost
 	out.BPFKnown = c.sampledWall > 0
 	if c.sampledEvents > 0 {
-		out.BPFNanosPerEvent = float64(c.sampled) / float64(c.sampledEvents)
+		out.BPFNanosPerEvent = round(float64(c.sampled)/float64(c.sampledEvents), 10)
 	}
 	if c.sampledWall > 0 {
-		out.BPFCPUPercent = 100 * float64(c.sampled) / float64(c.sampledWall)
+		out.BPFCPUPercent = round(100*float64(c.sampled)/float64(c.sampledWall), 1e4)
 	}
 	cpu, rss, err := host.Usage()
 	if err == nil && now > c.began {
-		out.UserCPUPercent = 100 * float64(cpu-c.cpu) / float64(now-c.began)
+		out.UserCPUPercent = round(100*float64(cpu-c.cpu)/float64(now-c.began), 1e4)
 		out.RSSBytes = rss
 	}
 	return out
 }
+
+// round keeps as many decimals as were measured.
+func round(v, scale float64) float64 { return math.Round(v*scale) / scale }

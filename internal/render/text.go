@@ -646,7 +646,7 @@ func (t *Text) cost(c Cost) {
 	t.para("  cost  ", bold, fmt.Sprintf("%s, %s in user space, %.1f MB of memory", kernel, percent(c.UserCPUPercent), float64(c.RSSBytes)/1e6), plain)
 }
 
-func percent(p float64) string { return strconv.FormatFloat(p, 'f', 2, 64) + " %" }
+func percent(p float64) string { return strconv.FormatFloat(p, 'f', 2, 64) + "%" }
 
 // thousands groups digits for people.
 func thousands(n uint64) string {

@@ -420,6 +420,17 @@ func (c *Conn) Closer() Closer {
 	return CloserUnknown
 }
 
+// DataAfterClose reports whether the connection ended because data arrived
+// after this end's close().
+func (c *Conn) DataAfterClose() bool {
+	for i := 0; i < int(c.n); i++ {
+		if c.At(i).Kind == EntryRSTReceived && c.dataAfterClose(i) {
+			return true
+		}
+	}
+	return false
+}
+
 // dataAfterClose reports whether the RST "received" at i is the kernel's own:
 // data that arrives after close() goes through the kernel's path for a
 // received RST, and is then answered by one.

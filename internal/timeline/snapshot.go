@@ -142,8 +142,8 @@ func (t *Tracker) snapshot(e *event.Event) {
 		c.flag(flagBefore, first)
 	}
 	t.toSocket(c)
-	if known && e.New == event.StateCloseWait && c.state == event.StateCloseWait &&
-		(e.Traffic.BytesSent > c.bytesSent || e.Traffic.Unacked > 0) {
+	if e.New == event.StateCloseWait && (e.Traffic.Unacked > 0 ||
+		known && c.state == event.StateCloseWait && e.Traffic.BytesSent > c.bytesSent) {
 		c.ext().progress = e.Time
 	}
 	t.update(c, e)

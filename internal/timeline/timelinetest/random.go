@@ -32,23 +32,23 @@ func Random(seed uint64, n int) []Step {
 			now -= r.Int64N(int64(time.Second))
 		}
 		at := now
-		do := func(f func(t *timeline.Tracker)) { steps = append(steps, Step{Time: at, Do: f}) }
+		do := func(f func(t *timeline.Tracker, at int64)) { steps = append(steps, Step{Time: at, Do: f}) }
 		netns := uint32(r.IntN(3))
 		sock := uint64(r.IntN(6))
 		switch r.IntN(40) {
 		case 0:
-			do(func(t *timeline.Tracker) { t.Advance(at) })
+			do(func(t *timeline.Tracker, at int64) { t.Advance(at) })
 		case 1:
-			do(func(t *timeline.Tracker) { t.BeginSnapshot(netns, at) })
+			do(func(t *timeline.Tracker, at int64) { t.BeginSnapshot(netns, at) })
 		case 2:
-			do(func(t *timeline.Tracker) { t.EndSnapshot(netns, at) })
+			do(func(t *timeline.Tracker, at int64) { t.EndSnapshot(netns, at) })
 		case 3:
 			count := uint64(r.IntN(2))
-			do(func(t *timeline.Tracker) { t.Lost(at, event.Lost{Count: count}) })
+			do(func(t *timeline.Tracker, at int64) { t.Lost(at, event.Lost{Count: count}) })
 		case 4:
-			do(func(t *timeline.Tracker) { t.SnapshotOwner(sock, uint32(sock), "x\x1b[31m") })
+			do(func(t *timeline.Tracker, at int64) { t.SnapshotOwner(sock, uint32(sock), "x\x1b[31m") })
 		case 5:
-			do(func(t *timeline.Tracker) { t.Drain(at) })
+			do(func(t *timeline.Tracker, at int64) { t.Drain(at) })
 		}
 		e := &event.Event{
 			Time: at, Sock: sock, Netns: netns, Kind: event.Kind(r.IntN(16)),

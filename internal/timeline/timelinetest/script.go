@@ -10,6 +10,13 @@
 // beginning with # are comments. Besides events there are
 //
 //	TIME advance | drain | begin | end | lost N | owner SOCK NAME[PID]
+//
+// and loops, of which each round comes EVERY later; $i is the number of the
+// round, from 0000:
+//
+//	repeat N EVERY
+//	...
+//	done
 package timelinetest
 
 import (
@@ -34,7 +41,7 @@ const Netns = 4026531840
 type Step struct {
 	Event *event.Event // nil: Do
 	Time  int64
-	Do    func(t *timeline.Tracker)
+	Do    func(t *timeline.Tracker, at int64)
 }
 
 // Play tells the tracker each step. Time advances as the steps do, every
@@ -53,7 +60,7 @@ func Play(t *timeline.Tracker, steps []Step) {
 			t.Handle(&e)
 			continue
 		}
-		s.Do(t)
+		s.Do(t, s.Time)
 	}
 }
 
@@ -96,19 +103,55 @@ var flags = map[string]event.Flags{
 func Parse(text string) ([]Step, error) {
 	var steps []Step
 	socks := map[string]uint64{"0": 0, "-": 0}
+	var body []string // of a loop
+	var rounds int
+	var every time.Duration
 	in := bufio.NewScanner(strings.NewReader(text))
 	for n := 1; in.Scan(); n++ {
 		line := strings.TrimSpace(in.Text())
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		s, err := parseLine(strings.Fields(line), socks)
+		f := strings.Fields(line)
+		var err error
+		switch {
+		case f[0] == "repeat" && len(f) == 3:
+			rounds, err = strconv.Atoi(f[1])
+			if err == nil {
+				every, err = time.ParseDuration(f[2])
+			}
+			body = []string{}
+		case f[0] == "done":
+			for i := range rounds {
+				for _, line := range body {
+					s, err := parseLine(strings.Fields(strings.ReplaceAll(line, "$i", fmt.Sprintf("%04d", i))), socks)
+					if err != nil {
+						return nil, fmt.Errorf("before line %d: %w", n, err)
+					}
+					shift(&s, time.Duration(i)*every)
+					steps = append(steps, s)
+				}
+			}
+			body = nil
+		case body != nil:
+			body = append(body, line)
+		default:
+			var s Step
+			s, err = parseLine(f, socks)
+			steps = append(steps, s)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
-		steps = append(steps, s)
 	}
 	return steps, in.Err()
+}
+
+func shift(s *Step, d time.Duration) {
+	s.Time += int64(d)
+	if s.Event != nil {
+		s.Event.Time += int64(d)
+	}
 }
 
 func sockOf(name string, socks map[string]uint64) uint64 {
@@ -135,29 +178,29 @@ func parseLine(f []string, socks map[string]uint64) (Step, error) {
 		return Step{}, fmt.Errorf("no time and kind: %v", f)
 	}
 	at := Start + int64(d)
-	do := func(fn func(t *timeline.Tracker)) (Step, error) { return Step{Time: at, Do: fn}, nil }
+	do := func(fn func(t *timeline.Tracker, at int64)) (Step, error) { return Step{Time: at, Do: fn}, nil }
 	switch f[1] {
 	case "advance":
-		return do(func(t *timeline.Tracker) { t.Advance(at) })
+		return do(func(t *timeline.Tracker, at int64) { t.Advance(at) })
 	case "drain":
-		return do(func(t *timeline.Tracker) { t.Drain(at) })
+		return do(func(t *timeline.Tracker, at int64) { t.Drain(at) })
 	case "begin":
-		return do(func(t *timeline.Tracker) { t.BeginSnapshot(Netns, at) })
+		return do(func(t *timeline.Tracker, at int64) { t.BeginSnapshot(Netns, at) })
 	case "end":
-		return do(func(t *timeline.Tracker) { t.EndSnapshot(Netns, at) })
+		return do(func(t *timeline.Tracker, at int64) { t.EndSnapshot(Netns, at) })
 	case "lost":
 		n, err := strconv.ParseUint(f[2], 10, 64)
 		if err != nil {
 			return Step{}, err
 		}
-		return do(func(t *timeline.Tracker) { t.Lost(at, event.Lost{Where: "ring", Count: n}) })
+		return do(func(t *timeline.Tracker, at int64) { t.Lost(at, event.Lost{Where: "ring", Count: n}) })
 	case "owner":
 		sock := sockOf(f[2], socks)
 		pid, comm, err := parseProcess(f[3])
 		if err != nil {
 			return Step{}, err
 		}
-		return do(func(t *timeline.Tracker) { t.SnapshotOwner(sock, pid, comm) })
+		return do(func(t *timeline.Tracker, at int64) { t.SnapshotOwner(sock, pid, comm) })
 	}
 	kind, ok := kinds[f[1]]
 	if !ok {

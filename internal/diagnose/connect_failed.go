@@ -1,0 +1,213 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+)
+
+// Two verdicts on connect(): the SYN was answered by RST, or not at all.
+
+const (
+	codeConnectRefused = "connect-refused"
+	codeConnectTimeout = "connect-timeout"
+
+	errnoTimedOut = 110
+	errnoRefused  = 111
+)
+
+var docConnectRefused = Doc{
+	Code:     codeConnectRefused,
+	Severity: Warning,
+	Summary:  "our SYN was answered by RST: nobody listens there, or a firewall rejects",
+	Meaning: `connect() failed with ECONNREFUSED. The destination is reachable and said no: nothing listens on that port and address, or a firewall answers for it.
+
+It is a warning: programs probe ports on purpose, and try one address after another.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"errno", "", "111"},
+		{"errno_name", "", "ECONNREFUSED"},
+		{"destination", "", "where to"},
+		{"after_ms", "ms", "from the SYN to the RST, the longest"},
+	},
+	Fix: []string{
+		"check that the service runs and listens on that address: `ss -ltn` there (a service bound to 127.0.0.1 refuses other addresses)",
+		"check for a firewall that rejects with a TCP reset",
+	},
+	Counters: []string{"Tcp.AttemptFails"},
+	Source:   []string{"net/ipv4/tcp_input.c: tcp_rcv_synsent_state_process(), tcp_reset()"},
+}
+
+var docConnectTimeout = Doc{
+	Code:     codeConnectTimeout,
+	Severity: Error,
+	Summary:  "our SYN was never answered",
+	Meaning: `The SYN was sent again and again (net.ipv4.tcp_syn_retries times, after 1 s, 2 s, 4 s, ...) until the kernel gave up with ETIMEDOUT, or until the application gave up before that. An application that gives up before the first retransmission is not reported: trying two addresses in parallel looks like that.
+
+From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where the listener is on this host too, that is known and reported as accept-queue-overflow instead.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"syn_retransmits", "count", "how often the SYN was sent again, the most"},
+		{"syn_retries", "count", "net.ipv4.tcp_syn_retries of the network namespace; null if not known"},
+		{"waited_ms", "ms", "from the SYN to the end, the longest"},
+		{"destination", "", "where to"},
+		{"gave_up", "", "who ended it: the kernel (ETIMEDOUT), the application, or both"},
+	},
+	Fix: []string{
+		"check the way to the destination: routing, firewalls and security groups that drop silently, and that the host is up",
+		"run tcptrace at the destination: a SYN that arrives at a full accept queue shows there",
+	},
+	Counters: []string{"TcpExt.TCPTimeouts", "TcpExt.TCPSynRetrans", "Tcp.AttemptFails"},
+	Source:   []string{"net/ipv4/tcp_timer.c: tcp_write_timeout()"},
+}
+
+func connectKey(c *timeline.Conn) Key {
+	return Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: c.Remote()}
+}
+
+type connectRefused struct {
+	found groups[Key, *refusals]
+}
+
+func newConnectRefused() *connectRefused {
+	return &connectRefused{groups[Key, *refusals]{max: 4096}}
+}
+
+func (*connectRefused) Code() string { return codeConnectRefused }
+func (*connectRefused) Doc() Doc     { return docConnectRefused }
+
+type refusals struct {
+	to    netip.AddrPort
+	owner timeline.Owner
+	count uint64
+	after time.Duration
+}
+
+func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind != timeline.EntryConnectFailed || e.Err() != errnoRefused {
+		return
+	}
+	p := r.found.make(connectKey(c))
+	if *p == nil {
+		*p = &refusals{to: c.Remote(), owner: c.Owner()}
+	}
+	f := *p
+	f.count++
+	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
+		f.after = max(f.after, e.Since(syn))
+	}
+	x.Report(r, connectKey(c), f, e.At, 1, c)
+}
+
+func (f *refusals) Describe(x *Engine, v *Verdict) {
+	v.Severity, v.Confidence = Warning, Certain
+	v.Subject = Subject{"peer", destination(f.to)}
+	v.Process = process(f.owner)
+	v.Story = fmt.Sprintf("connection refused: %s answered the SYN of %s by RST", destination(f.to), f.owner.Name())
+	v.Evidence = Evidence{
+		{Key: "errno", Value: int64(errnoRefused)},
+		{Key: "errno_name", Value: timeline.Errno(errnoRefused)},
+		{Key: "destination", Value: destination(f.to)},
+		{Key: "after_ms", Value: milliseconds(f.after)},
+	}
+	v.Fix = docConnectRefused.Fix
+}
+
+type connectTimeout struct {
+	found groups[Key, *timeouts]
+}
+
+func newConnectTimeout() *connectTimeout {
+	return &connectTimeout{groups[Key, *timeouts]{max: 4096}}
+}
+
+func (*connectTimeout) Code() string { return codeConnectTimeout }
+func (*connectTimeout) Doc() Doc     { return docConnectTimeout }
+
+type timeouts struct {
+	to                  netip.AddrPort
+	netns               uint32
+	owner               timeline.Owner
+	retransmits         int
+	waited              time.Duration
+	kernel, application bool
+}
+
+// Ended waits for the listener's side of the story, where that is here too.
+func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
+	e := c.Find(timeline.EntryConnectFailed)
+	if e == nil || e.NoPort() || c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0 {
+		return
+	}
+	n := max(e.SYNRetransmissions(), c.Total(timeline.EntrySYNRetransmitted))
+	if e.Err() != errnoTimedOut && (e.Err() != 0 || n == 0) {
+		return
+	}
+	if p := c.Peer(); p != nil && p.Len() > 0 {
+		return // the other end saw the SYN: whatever it was, not silence
+	}
+	p := r.found.make(connectKey(c))
+	if *p == nil {
+		*p = &timeouts{to: c.Remote(), netns: c.Netns(), owner: c.Owner()}
+	}
+	f := *p
+	f.retransmits = max(f.retransmits, n)
+	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
+		f.waited = max(f.waited, e.Since(syn))
+	}
+	if e.Err() == errnoTimedOut {
+		f.kernel = true
+	} else {
+		f.application = true
+	}
+	x.Report(r, connectKey(c), f, e.At, 1, c)
+}
+
+func (f *timeouts) Describe(x *Engine, v *Verdict) {
+	v.Severity, v.Confidence = Error, Certain
+	v.Subject = Subject{"peer", destination(f.to)}
+	v.Process = process(f.owner)
+	by := "kernel"
+	end := "then the kernel gave up (ETIMEDOUT)"
+	switch {
+	case f.kernel && f.application:
+		by, end = "both", "then the application or the kernel gave up"
+	case f.application:
+		by, end = "application", "then the application gave up"
+	}
+	waited := Fact{Key: "waited_ms", Value: int64(f.waited / time.Millisecond)}
+	in := " in " + timeline.Duration(f.waited)
+	if f.waited == 0 {
+		waited = Fact{Key: "waited_ms", Note: "the SYN was sent before tracing began"}
+		in = ""
+	}
+	v.Story = fmt.Sprintf("%s never answered %s: SYN sent again %s%s, %s",
+		destination(f.to), f.owner.Name(), plural(uint64(f.retransmits), "time"), in, end)
+	v.Evidence = Evidence{
+		{Key: "syn_retransmits", Value: int64(f.retransmits)},
+		sysctl(x, f.netns, "syn_retries"),
+		waited,
+		{Key: "destination", Value: destination(f.to)},
+		{Key: "gave_up", Value: by},
+	}
+	v.Fix = docConnectTimeout.Fix
+}
+
+// sysctl quotes a setting of the namespace, null where that is not known.
+func sysctl(x *Engine, netns uint32, key string) Fact {
+	f := Fact{Key: key, Note: "the settings of the network namespace are not known"}
+	ns, ok := x.netns[netns]
+	if !ok || !ns.Known {
+		return f
+	}
+	f.Note = ""
+	switch key {
+	case "syn_retries":
+		f.Value = int64(ns.Sysctls.SYNRetries)
+	case "synack_retries":
+		f.Value = int64(ns.Sysctls.SYNACKRetries)
+	}
+	return f
+}

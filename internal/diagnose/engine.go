@@ -1,0 +1,419 @@
+package diagnose
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// Options of an [Engine]. The zero value of each field means its default.
+type Options struct {
+	Capabilities event.Capabilities
+	Immediate    time.Duration // a close this soon after accept() is immediate, 50 ms
+	CloseWait    time.Duration // CLOSE_WAIT for longer is a leak, 60 s
+	Interval     time.Duration // a growing verdict is handed out at most once in this time, 1 s
+	MaxVerdicts  int           // kept at a time, 1,024
+}
+
+// Stats of an [Engine].
+type Stats struct {
+	Verdicts map[string]uint64 // count by code, as the closing summary shows them
+	Live     int               // verdicts now kept
+	Evicted  uint64            // verdicts closed early to stay within the bound
+}
+
+// Rule is the source of one verdict.
+type Rule interface {
+	Code() string
+	Doc() Doc
+}
+
+// EntryRule hears of each timeline entry: see [timeline.Observer].
+type EntryRule interface {
+	Entry(x *Engine, c *timeline.Conn, e *timeline.Entry)
+}
+
+// EndRule hears of each connection's end.
+type EndRule interface {
+	Ended(x *Engine, c *timeline.Conn)
+}
+
+// ChangeRule hears of what snapshots teach.
+type ChangeRule interface {
+	Changed(x *Engine, c *timeline.Conn)
+}
+
+// ListenerRule hears of what happens on listening sockets.
+type ListenerRule interface {
+	Listener(x *Engine, l *timeline.Listener, e *timeline.Entry)
+}
+
+// TickRule hears of time passing.
+type TickRule interface {
+	Tick(x *Engine, now int64, t *timeline.Tracker)
+}
+
+// Finding is what a rule found about one subject, which may grow. Describe
+// puts its present state into v: Severity, Confidence, Story, Subject,
+// Process, Evidence and Fix. The engine keeps the rest.
+type Finding interface {
+	Describe(x *Engine, v *Verdict)
+}
+
+// Key tells findings of one rule apart.
+type Key struct {
+	Netns uint32
+	PID   uint32
+	Addr  netip.AddrPort
+	What  string // anything further
+}
+
+// Bits of timeline.Conn.Tag: the lowest are the codes in the order of the
+// catalogue, the highest the engine's own.
+const (
+	tagHeld  = 1 << 31 // counted among the connections that its process holds
+	tagBad   = 1 << 30 // part of a verdict that is not merely informational
+	tagCodes = tagBad - 1
+)
+
+const maxExamples = 5
+
+// Engine runs the rules. It is a [timeline.Observer]; it and what it hands
+// out belong to one goroutine.
+type Engine struct {
+	o        Options
+	sink     Sink
+	onEntry  []EntryRule
+	onChange []ChangeRule
+	onEnd    []EndRule
+	onListen []ListenerRule
+	onTick   []TickRule
+	now      int64
+	tracker  *timeline.Tracker
+	netns    map[uint32]event.Namespace
+	lost     uint64 // events lost so far
+	lostAt   int64  // when that was last seen to grow
+	wanted   map[uint32]int64
+	asked    []uint32
+
+	kept    map[liveKey]*live
+	order   []*live // oldest first
+	totals  map[string]uint64
+	evicted uint64
+}
+
+type liveKey struct {
+	rule int
+	key  Key
+}
+
+// live is a verdict that can still grow.
+type live struct {
+	id      liveKey
+	v       Verdict
+	finding Finding
+	dirty   bool
+	told    int64 // when it was last handed out
+}
+
+// New returns an engine that hands its verdicts to s.
+func New(o Options, s Sink) *Engine {
+	if o.Immediate <= 0 {
+		o.Immediate = 50 * time.Millisecond
+	}
+	if o.CloseWait <= 0 {
+		o.CloseWait = 60 * time.Second
+	}
+	if o.Interval <= 0 {
+		o.Interval = time.Second
+	}
+	if o.MaxVerdicts <= 0 {
+		o.MaxVerdicts = 1024
+	}
+	x := &Engine{
+		o:      o,
+		sink:   s,
+		netns:  make(map[uint32]event.Namespace),
+		wanted: make(map[uint32]int64),
+		kept:   make(map[liveKey]*live),
+		totals: make(map[string]uint64),
+	}
+	for _, r := range newRules() {
+		if r, ok := r.(EntryRule); ok {
+			x.onEntry = append(x.onEntry, r)
+		}
+		if r, ok := r.(ChangeRule); ok {
+			x.onChange = append(x.onChange, r)
+		}
+		if r, ok := r.(EndRule); ok {
+			x.onEnd = append(x.onEnd, r)
+		}
+		if r, ok := r.(ListenerRule); ok {
+			x.onListen = append(x.onListen, r)
+		}
+		if r, ok := r.(TickRule); ok {
+			x.onTick = append(x.onTick, r)
+		}
+	}
+	return x
+}
+
+// Entry implements [timeline.Observer].
+func (x *Engine) Entry(c *timeline.Conn, e *timeline.Entry) {
+	x.now = max(x.now, e.At)
+	for _, r := range x.onEntry {
+		r.Entry(x, c, e)
+	}
+}
+
+// Changed implements [timeline.Observer].
+func (x *Engine) Changed(c *timeline.Conn) {
+	for _, r := range x.onChange {
+		r.Changed(x, c)
+	}
+}
+
+// Ended implements [timeline.Observer].
+func (x *Engine) Ended(c *timeline.Conn) {
+	for _, r := range x.onEnd {
+		r.Ended(x, c)
+	}
+}
+
+// Listener implements [timeline.Observer].
+func (x *Engine) Listener(l *timeline.Listener, e *timeline.Entry) {
+	x.now = max(x.now, e.At)
+	for _, r := range x.onListen {
+		r.Listener(x, l, e)
+	}
+}
+
+// Namespace implements [timeline.Observer].
+func (x *Engine) Namespace(ns event.Namespace) {
+	const most = 4096
+	if len(x.netns) >= most {
+		clear(x.netns)
+	}
+	x.netns[ns.Inode] = ns
+}
+
+// Tick implements [timeline.Observer].
+func (x *Engine) Tick(now int64, t *timeline.Tracker) {
+	x.now = max(x.now, now)
+	x.tracker = t
+	if lost := t.Stats().Lost; lost != x.lost {
+		x.lost, x.lostAt = lost, x.now
+	}
+	for _, r := range x.onTick {
+		r.Tick(x, x.now, t)
+	}
+	for _, l := range x.order {
+		if l.dirty && x.now-l.told >= int64(x.o.Interval) {
+			x.tell(l, PhaseGrowing)
+		}
+	}
+}
+
+// SnapshotWanted returns the network namespaces whose sockets should be looked
+// at again before connections in them are judged, each at most once in a
+// while. Call it after Tick; an answer is welcome, not needed.
+func (x *Engine) SnapshotWanted() []uint32 {
+	asked := x.asked
+	x.asked = nil
+	return asked
+}
+
+// wantSnapshot asks for one of netns.
+func (x *Engine) wantSnapshot(netns uint32) {
+	const pause = int64(10 * time.Second)
+	if at, ok := x.wanted[netns]; ok && x.now-at < pause {
+		return
+	}
+	if len(x.wanted) >= 4096 {
+		clear(x.wanted)
+	}
+	x.wanted[netns] = x.now
+	x.asked = append(x.asked, netns)
+}
+
+// Finish hands out the last word on every verdict, in the order in which they
+// first held. Call it after the tracker's Drain.
+func (x *Engine) Finish(now int64, t *timeline.Tracker) {
+	x.Tick(now, t)
+	for _, l := range x.order {
+		x.tell(l, PhaseFinal)
+	}
+	x.order = nil
+	clear(x.kept)
+}
+
+// Stats returns the counts.
+func (x *Engine) Stats() Stats {
+	s := Stats{Verdicts: make(map[string]uint64, len(x.totals)), Live: len(x.order), Evicted: x.evicted}
+	for code, n := range x.totals {
+		s.Verdicts[code] = n
+	}
+	return s
+}
+
+// Report tells that rule holds for f, n times more at that time, as conns
+// show (none where no connection is part of it). The first report of a finding
+// hands the verdict out, later ones let it grow.
+func (x *Engine) Report(rule Rule, key Key, f Finding, at int64, n uint64, conns ...*timeline.Conn) {
+	id := liveKey{ruleIndex(rule), key}
+	l := x.kept[id]
+	fresh := l == nil
+	if fresh {
+		x.makeRoom()
+		l = &live{id: id, v: Verdict{Code: codes[id.rule], Netns: key.Netns, First: at, Last: at}}
+		x.kept[id] = l
+		x.order = append(x.order, l)
+	}
+	l.finding = f
+	l.v.Count += n
+	l.v.First, l.v.Last = min(l.v.First, at), max(l.v.Last, at)
+	x.totals[l.v.Code] += n
+	for _, c := range conns {
+		if len(l.v.Examples) == maxExamples {
+			break
+		}
+		if id := c.ID(); !slices.Contains(l.v.Examples, id) {
+			l.v.Examples = append(l.v.Examples, id)
+		}
+	}
+	l.dirty = true
+	if fresh {
+		x.tell(l, PhaseNew)
+	}
+	for _, c := range conns {
+		x.tag(rule, c, l.v.Severity)
+	}
+}
+
+// tag makes c part of the rule's verdict.
+func (x *Engine) tag(rule Rule, c *timeline.Conn, s Severity) {
+	c.Tag |= 1 << ruleIndex(rule)
+	if s != Info {
+		c.Tag |= tagBad
+	}
+}
+
+func tagged(rule Rule, c *timeline.Conn) bool { return c.Tag&(1<<ruleIndex(rule)) != 0 }
+
+// tell hands out a copy.
+func (x *Engine) tell(l *live, p Phase) {
+	l.v.Process = nil
+	l.finding.Describe(x, &l.v)
+	v := l.v
+	v.Examples = slices.Clone(v.Examples)
+	v.Fix = slices.Clone(v.Fix)
+	l.v.Evidence = nil // the copy's own now
+	l.dirty = false
+	l.told = x.now
+	if x.sink != nil {
+		x.sink.Verdict(&v, p)
+	}
+}
+
+// makeRoom closes the verdict with the smallest count, the oldest of these,
+// when there are as many as may be kept.
+func (x *Engine) makeRoom() {
+	if len(x.order) < x.o.MaxVerdicts {
+		return
+	}
+	least := 0
+	for i, l := range x.order {
+		if l.v.Count < x.order[least].v.Count {
+			least = i
+		}
+	}
+	l := x.order[least]
+	x.tell(l, PhaseFinal)
+	x.order = slices.Delete(x.order, least, least+1)
+	delete(x.kept, l.id)
+	x.evicted++
+}
+
+// complete reports whether what is known of a namespace's sockets can be
+// counted: all were listed once, and again since events were last lost.
+func (x *Engine) complete(netns uint32) bool {
+	if x.tracker == nil {
+		return false
+	}
+	at := x.tracker.SnapshotAt(netns)
+	return at != 0 && (x.lostAt == 0 || at > x.lostAt)
+}
+
+// groups is a map of at most max entries that forgets the one that was used
+// least recently.
+type groups[K comparable, V any] struct {
+	max    int
+	m      map[K]*group[K, V]
+	oldest *group[K, V]
+	newest *group[K, V]
+}
+
+type group[K comparable, V any] struct {
+	key          K
+	v            V
+	older, newer *group[K, V]
+}
+
+// get returns the value of k, nil if there is none.
+func (g *groups[K, V]) get(k K) *V {
+	e := g.m[k]
+	if e == nil {
+		return nil
+	}
+	if g.newest != e {
+		g.unlink(e)
+		g.link(e)
+	}
+	return &e.v
+}
+
+// make returns the value of k, a zero one if there is none.
+func (g *groups[K, V]) make(k K) *V {
+	if v := g.get(k); v != nil {
+		return v
+	}
+	if g.m == nil {
+		g.m = make(map[K]*group[K, V])
+	}
+	if len(g.m) >= g.max {
+		old := g.oldest
+		g.unlink(old)
+		delete(g.m, old.key)
+	}
+	e := &group[K, V]{key: k}
+	g.m[k] = e
+	g.link(e)
+	return &e.v
+}
+
+func (g *groups[K, V]) unlink(e *group[K, V]) {
+	if e.older != nil {
+		e.older.newer = e.newer
+	} else {
+		g.oldest = e.newer
+	}
+	if e.newer != nil {
+		e.newer.older = e.older
+	} else {
+		g.newest = e.older
+	}
+	e.older, e.newer = nil, nil
+}
+
+func (g *groups[K, V]) link(e *group[K, V]) {
+	e.older = g.newest
+	if g.newest != nil {
+		g.newest.newer = e
+	} else {
+		g.oldest = e
+	}
+	g.newest = e
+}

@@ -1,0 +1,196 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+)
+
+// Two verdicts on handshakes that took more than one SYN-ACK: completed in
+// the end, or never.
+
+const (
+	codeFinalACKLost     = "final-ack-lost"
+	codeHandshakeTimeout = "handshake-timeout"
+)
+
+var docFinalACKLost = Doc{
+	Code:     codeFinalACKLost,
+	Severity: Info,
+	Summary:  "a SYN-ACK had to be sent again, then the handshake completed",
+	Meaning: `The server's SYN-ACK or the client's final ACK was lost on the way, or late by more than a second. If the client sends data at once, the data carries the ACK, and nobody notices. It is not an error; many of them mean loss between this host and the clients.
+
+It is not reported where the accept queue was full (that is accept-queue-overflow), where the round trip itself takes a second or more, or where the client's own repeated SYN asked for another SYN-ACK. A listener with TCP_DEFER_ACCEPT, which waits for the first data on purpose, cannot be told apart.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"retransmits", "count", "SYN-ACKs sent again, in all"},
+		{"retransmits_max", "count", "the most for one connection"},
+		{"delay_ms_max", "ms", "from the first retransmission to the end of the handshake, the longest"},
+		{"clients", "count", "different client addresses"},
+	},
+	Fix: []string{
+		"nothing, for a few: TCP repaired it",
+		"for many from the same clients, look for packet loss or a stateful firewall on the way",
+	},
+	Counters: []string{"TcpExt.TCPTimeouts", "TcpExt.TCPSynRetrans"},
+	Source:   []string{"net/ipv4/inet_connection_sock.c: reqsk_timer_handler()"},
+}
+
+var docHandshakeTimeout = Doc{
+	Code:     codeHandshakeTimeout,
+	Severity: Warning,
+	Summary:  "SYN-ACKs were sent to the end and never acknowledged",
+	Meaning: `A SYN arrived, this host answered it and repeated its SYN-ACK net.ipv4.tcp_synack_retries times, and no final ACK came before the last timer passed. The client vanished, its address was forged, or one direction of the way is blocked.
+
+It is not reported where a final ACK did arrive and met a full accept queue (accept-queue-overflow), or where events were lost.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"retransmits", "count", "SYN-ACKs sent again for one connection, the most"},
+		{"synack_retries", "count", "net.ipv4.tcp_synack_retries of the network namespace; null if not known"},
+		{"clients", "count", "different client addresses"},
+	},
+	Fix: []string{
+		"check the way back to the client: asymmetric routing, or a firewall that drops SYN-ACKs",
+		"from many addresses that never complete, suspect forged SYNs: leave net.ipv4.tcp_syncookies at 1",
+	},
+	Counters: []string{"TcpExt.TCPTimeouts", "TcpExt.TCPSynRetrans"},
+	Source:   []string{"net/ipv4/inet_connection_sock.c: reqsk_timer_handler()"},
+}
+
+func listenerKey(c *timeline.Conn) Key {
+	k := Key{Netns: c.Netns()}
+	k.Addr, _ = place(c)
+	return k
+}
+
+type finalACKLost struct {
+	found groups[Key, *lateACKs]
+}
+
+func newFinalACKLost() *finalACKLost { return &finalACKLost{groups[Key, *lateACKs]{max: 4096}} }
+
+func (*finalACKLost) Code() string { return codeFinalACKLost }
+func (*finalACKLost) Doc() Doc     { return docFinalACKLost }
+
+type lateACKs struct {
+	name        netip.AddrPort
+	owner       timeline.Owner
+	total, most int
+	delay       time.Duration
+	seen        bool // the client is on this host too, and did not repeat its SYN
+	clients     addresses
+}
+
+func (r *finalACKLost) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind != timeline.EntryEstablished || c.Role() != timeline.RoleServer || tagged(r, c) {
+		return
+	}
+	again := c.Find(timeline.EntrySYNACKRetransmitted)
+	if again == nil || again.At > e.At || c.Incomplete() || c.QueueWasFull() ||
+		c.Find(timeline.EntryRequestDropped) != nil {
+		return
+	}
+	const slow = 1_000_000 // microseconds
+	if c.Traffic().SRTT >= slow {
+		return
+	}
+	peer := c.Peer()
+	if peer != nil && peer.Find(timeline.EntrySYNRetransmitted) != nil {
+		return // it asked for each of them
+	}
+	p := r.found.make(listenerKey(c))
+	if *p == nil {
+		*p = &lateACKs{name: listenerKey(c).Addr, owner: c.Owner(), seen: true}
+	}
+	f := *p
+	f.total += again.Attempt()
+	f.most = max(f.most, again.Attempt())
+	f.delay = max(f.delay, e.Since(again))
+	f.seen = f.seen && peer != nil
+	f.clients.add(c.Remote().Addr())
+	x.Report(r, listenerKey(c), f, e.At, 1, c)
+}
+
+func (f *lateACKs) Describe(x *Engine, v *Verdict) {
+	v.Severity, v.Confidence = Info, Likely
+	if !x.o.Capabilities.HasACKDrops {
+		v.Confidence = Suspected
+	}
+	v.Subject = Subject{"listener", f.name.String()}
+	v.Process = process(f.owner)
+	v.Story = fmt.Sprintf("SYN-ACK sent again %s, then the handshake completed: a SYN-ACK or final ACK was lost or late on the way",
+		plural(uint64(f.total), "time"))
+	v.Evidence = Evidence{
+		{Key: "retransmits", Value: int64(f.total)},
+		{Key: "retransmits_max", Value: int64(f.most)},
+		{Key: "delay_ms_max", Value: int64(f.delay / time.Millisecond)},
+		f.clients.fact("clients"),
+	}
+	v.Fix = docFinalACKLost.Fix
+}
+
+type handshakeTimeout struct {
+	found groups[Key, *expired]
+}
+
+func newHandshakeTimeout() *handshakeTimeout {
+	return &handshakeTimeout{groups[Key, *expired]{max: 4096}}
+}
+
+func (*handshakeTimeout) Code() string { return codeHandshakeTimeout }
+func (*handshakeTimeout) Doc() Doc     { return docHandshakeTimeout }
+
+type expired struct {
+	name        netip.AddrPort
+	netns       uint32
+	owner       timeline.Owner
+	retransmits int
+	clients     addresses
+}
+
+func (r *handshakeTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind != timeline.EntryExpired || c.Incomplete() || c.QueueWasFull() ||
+		c.Find(timeline.EntryRequestDropped) != nil {
+		return
+	}
+	again := c.Find(timeline.EntrySYNACKRetransmitted)
+	if again == nil {
+		return
+	}
+	// Fewer than the kernel sends means that something else ended it.
+	const byDefault = 5
+	retries := int64(byDefault)
+	if known, ok := sysctl(x, c.Netns(), "synack_retries").Value.(int64); ok {
+		retries = known
+	}
+	if int64(again.Attempt()) < retries {
+		return
+	}
+	p := r.found.make(listenerKey(c))
+	if *p == nil {
+		*p = &expired{name: listenerKey(c).Addr, netns: c.Netns(), owner: c.Owner()}
+	}
+	f := *p
+	f.retransmits = max(f.retransmits, again.Attempt())
+	f.clients.add(c.Remote().Addr())
+	x.Report(r, listenerKey(c), f, e.At, 1, c)
+}
+
+func (f *expired) Describe(x *Engine, v *Verdict) {
+	retries := sysctl(x, f.netns, "synack_retries")
+	v.Severity, v.Confidence = Warning, Certain
+	if !x.o.Capabilities.HasACKDrops || retries.Value == nil {
+		v.Confidence = Likely
+	}
+	v.Subject = Subject{"listener", f.name.String()}
+	v.Process = process(f.owner)
+	v.Story = fmt.Sprintf("SYN-ACK sent again %s and never acknowledged: the handshake expired", plural(uint64(f.retransmits), "time"))
+	v.Evidence = Evidence{
+		{Key: "retransmits", Value: int64(f.retransmits)},
+		retries,
+		f.clients.fact("clients"),
+	}
+	v.Fix = docHandshakeTimeout.Fix
+}

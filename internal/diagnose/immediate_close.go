@@ -1,0 +1,348 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const codeImmediateClose = "immediate-close"
+
+var docImmediateClose = Doc{
+	Code:     codeImmediateClose,
+	Severity: Error,
+	Summary:  "a server closed connections right after accept(), having read nothing, again and again",
+	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed.
+
+Nothing of this shows in the kernel's counters, in limits of the process or, often, in its log.
+
+Without such a plateau the cause stays open (an access list, a failing handler, a server that is shutting down), and the verdict is a suspicion. A service that writes something and closes is only reported at a plateau: it may be its job.`,
+	Counts: "connections closed immediately",
+	Evidence: []DocKey{
+		{"count", "connections", "closed immediately so far"},
+		{"after_ms", "ms", "longest time from accept() to the close, of the recent ones"},
+		{"bytes_written", "bytes", "the most that was written to one of them"},
+		{"unread_bytes", "bytes", "the most that had arrived and was not read"},
+		{"live_connections", "connections", "held by the process on this listener at the last such close, without those just accepted"},
+		{"plateau", "connections", "that number, where it was the same at each of the recent closes; else null"},
+		{"accepted", "connections", "accepted by the process in the same time"},
+		{"clients", "count", "different client addresses"},
+	},
+	Fix: []string{
+		"look for a connection limit in the application or its framework (maxclients, max_connections, a pool or semaphore of that size), and raise it or add instances",
+		"find out why the connections it holds do not end: leaked or idle ones fill the limit",
+	},
+	Source: []string{"net/ipv4/tcp.c: __tcp_close()"},
+}
+
+const (
+	immediateLeast   = 5                // closes before anything is said
+	immediateWindow  = 60 * time.Second // in which they count together
+	immediateRefusal = 512              // bytes: a longer answer is no refusal
+	immediateKept    = 32               // recent closes remembered
+	youngKept        = 512              // recent accepts remembered
+)
+
+// immediateClose follows what each process holds on each of its listeners.
+type immediateClose struct {
+	found groups[Key, *holding]
+}
+
+func newImmediateClose() *immediateClose {
+	return &immediateClose{groups[Key, *holding]{max: 4096}}
+}
+
+func (*immediateClose) Code() string { return codeImmediateClose }
+func (*immediateClose) Doc() Doc     { return docImmediateClose }
+
+// holding is what one process holds on one listening address.
+type holding struct {
+	name     netip.AddrPort
+	owner    timeline.Owner
+	lis      *timeline.Listener
+	live     int              // connections held
+	young    []*timeline.Conn // of these accepted a moment ago, oldest first
+	accepted uint64           // so far
+
+	closes  []immediate // recent ones, oldest first
+	total   uint64
+	unsaid  uint64 // of total, not yet part of the verdict
+	clients addresses
+	shown   pattern // when the verdict last held
+
+	// Was the plateau left and reached again, and did it hold? Then it is a
+	// limit and no coincidence.
+	plateau int // of the newest verdict, 0 none
+	dipped  bool
+	regrown bool
+}
+
+type immediate struct {
+	at       int64
+	after    time.Duration
+	live     int // -1 not known
+	accepted uint64
+	written  uint64
+	unread   uint64
+}
+
+// pattern is what the recent closes have in common.
+type pattern struct {
+	closes, accepted uint64
+	after            time.Duration // the longest
+	written, unread  uint64        // the most
+	live             int           // at the last, -1 not known
+	plateau          int           // 0 none
+	certain          bool
+}
+
+func holdingKey(c *timeline.Conn) Key {
+	k := Key{Netns: c.Netns(), PID: c.Owner().PID}
+	k.Addr, _ = place(c)
+	return k
+}
+
+// held reports whether the process behind c holds it.
+func held(c *timeline.Conn) bool {
+	if c.Role() != timeline.RoleServer || c.Phase() != timeline.PhaseSocket || !c.Accepted() ||
+		c.Owner().Source < timeline.SourceSnapshot {
+		return false
+	}
+	s := c.State()
+	return s == event.StateEstablished || s == event.StateCloseWait
+}
+
+func (r *immediateClose) Changed(x *Engine, c *timeline.Conn) { r.count(c) }
+
+// count keeps the number of connections held.
+func (r *immediateClose) count(c *timeline.Conn) *holding {
+	switch is, was := held(c), c.Tag&tagHeld != 0; {
+	case is && !was:
+		c.Tag |= tagHeld
+		h := r.holding(c)
+		h.live++
+		return h
+	case !is && was:
+		c.Tag &^= tagHeld
+		if p := r.found.get(holdingKey(c)); p != nil && (*p).live > 0 {
+			h := *p
+			h.live--
+			h.dipped = h.dipped || h.plateau > 0 && h.live < h.plateau
+			return h
+		}
+	}
+	return nil
+}
+
+func (r *immediateClose) holding(c *timeline.Conn) *holding {
+	k := holdingKey(c)
+	p := r.found.make(k)
+	if *p == nil {
+		*p = &holding{name: k.Addr, owner: c.Owner()}
+	}
+	(*p).lis = c.Listener()
+	return *p
+}
+
+func (r *immediateClose) Ended(x *Engine, c *timeline.Conn) { r.count(c) }
+
+func (r *immediateClose) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if c.Role() != timeline.RoleServer {
+		return
+	}
+	h := r.count(c)
+	switch e.Kind {
+	case timeline.EntryAccepted:
+		if h == nil {
+			h = r.holding(c)
+		}
+		h.settle(x, e.At)
+		h.accepted++
+		if len(h.young) >= youngKept {
+			h.young = append(h.young[:0], h.young[1:]...)
+		}
+		h.young = append(h.young, c)
+	case timeline.EntryFINSent:
+		if e.Old() == event.StateEstablished && e.ByProcess() && e.ByClose() {
+			r.closed(x, c, e)
+		}
+	case timeline.EntryClosed:
+		if e.Old() == event.StateEstablished && e.ByProcess() && e.Err() == 0 {
+			r.closed(x, c, e)
+		}
+	}
+}
+
+// settle lets the connections that outlived the immediate phase come of age.
+func (h *holding) settle(x *Engine, now int64) {
+	keep := h.young[:0]
+	grown := false
+	for _, c := range h.young {
+		a := c.Find(timeline.EntryAccepted)
+		switch {
+		case c.Tag&tagHeld == 0 || a == nil:
+		case now-a.At > int64(x.o.Immediate):
+			grown = true
+		default:
+			keep = append(keep, c)
+		}
+	}
+	clear(h.young[len(keep):])
+	h.young = keep
+	if !grown || h.plateau == 0 {
+		return
+	}
+	switch n := h.live - len(keep); {
+	case n == h.plateau && h.dipped:
+		h.regrown = true
+	case n > h.plateau: // so it was no limit
+		h.closes, h.plateau, h.dipped, h.regrown = h.closes[:0], 0, false, false
+	}
+}
+
+// closed looks at a connection that the server closed first.
+func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if c.Closer() != timeline.CloserLocal {
+		return
+	}
+	from := c.Find(timeline.EntryAccepted)
+	if from == nil || !x.o.Capabilities.HasAccept {
+		return
+	}
+	t := c.Traffic()
+	after := e.Since(from)
+	if after > x.o.Immediate || after < 0 || t.BytesReceived > uint64(t.Unread) || t.BytesSent > immediateRefusal {
+		return
+	}
+	h := r.holding(c)
+	h.settle(x, e.At)
+	i := immediate{at: e.At, after: after, live: -1, accepted: h.accepted, written: t.BytesSent, unread: uint64(t.Unread)}
+	if h.countable(x, c) {
+		i.live = max(0, h.live-len(h.young))
+	}
+	for len(h.closes) > 0 && (len(h.closes) >= immediateKept || e.At-h.closes[0].at > int64(immediateWindow)) {
+		h.closes = h.closes[:copy(h.closes, h.closes[1:])]
+	}
+	h.closes = append(h.closes, i)
+	h.total++
+	h.unsaid++
+	h.clients.add(c.Remote().Addr())
+	plateau, same := h.level()
+	if plateau == 0 && !h.most() {
+		return
+	}
+	if same && h.plateau != plateau {
+		h.plateau, h.dipped, h.regrown = plateau, false, false
+	}
+	h.shown = h.pattern(plateau, same && h.regrown)
+	n := h.unsaid
+	h.unsaid = 0
+	x.Report(r, holdingKey(c), h, e.At, n, c)
+}
+
+// countable reports whether the number of connections held is known: either
+// all were listed, or none can be older than the trace.
+func (h *holding) countable(x *Engine, c *timeline.Conn) bool {
+	return x.complete(c.Netns()) || h.lis != nil && h.lis.Opened != 0 && x.lost == 0
+}
+
+// level returns the number of connections held at each of the recent closes,
+// 0 if it was not the same (give or take one that was just ending) or not
+// known. same is whether it was exactly the same.
+func (h *holding) level() (n int, same bool) {
+	if len(h.closes) < immediateLeast {
+		return 0, false
+	}
+	lo, hi := h.closes[0].live, h.closes[0].live
+	for _, i := range h.closes {
+		lo, hi = min(lo, i.live), max(hi, i.live)
+	}
+	if lo <= 0 || hi-lo > 1 || hi-lo == 1 && lo < immediateLeast {
+		return 0, false
+	}
+	return hi, lo == hi
+}
+
+// most reports whether most connections accepted lately were closed
+// immediately, with nothing said.
+func (h *holding) most() bool {
+	if len(h.closes) < immediateLeast {
+		return false
+	}
+	for _, i := range h.closes {
+		if i.written > 0 {
+			return false
+		}
+	}
+	return uint64(len(h.closes))*2 > h.acceptedSince()
+}
+
+// acceptedSince is how many were accepted in the time of the recent closes.
+func (h *holding) acceptedSince() uint64 {
+	n := uint64(len(h.closes))
+	return max(n, h.closes[n-1].accepted-h.closes[0].accepted+1)
+}
+
+func (h *holding) pattern(plateau int, certain bool) pattern {
+	p := pattern{
+		closes:   uint64(len(h.closes)),
+		accepted: h.acceptedSince(),
+		live:     h.closes[len(h.closes)-1].live,
+		plateau:  plateau,
+		certain:  certain,
+	}
+	for _, i := range h.closes {
+		p.after, p.written, p.unread = max(p.after, i.after), max(p.written, i.written), max(p.unread, i.unread)
+	}
+	return p
+}
+
+func (h *holding) Describe(x *Engine, v *Verdict) {
+	p := h.shown
+	who := h.owner.Name()
+	said := "nothing read or written"
+	switch {
+	case p.written > 0:
+		said = fmt.Sprintf("nothing read, %s written", Bytes(p.written))
+	case p.unread > 0:
+		said = "nothing read though data had come, nothing written"
+	}
+	v.Subject = Subject{"listener", h.name.String()}
+	v.Process = process(h.owner)
+	level := Fact{Key: "plateau", Note: "the number of connections held was not the same each time"}
+	live := Fact{Key: "live_connections", Value: int64(p.live)}
+	if p.live < 0 {
+		live = Fact{Key: live.Key, Note: "not every connection of the process is known"}
+		level.Note = live.Note
+	}
+	if p.plateau > 0 {
+		level = Fact{Key: "plateau", Value: int64(p.plateau)}
+		v.Severity, v.Confidence = Error, Likely
+		if p.certain {
+			v.Confidence = Certain
+		}
+		v.Story = fmt.Sprintf("%s closed connections within %s of accept(), %s, holding %d others each time: looks like an application limit of %d",
+			who, timeline.Duration(p.after), said, p.plateau, p.plateau)
+		v.Fix = docImmediateClose.Fix
+	} else {
+		v.Severity, v.Confidence = Warning, Suspected
+		v.Story = fmt.Sprintf("%s closed %d of the last %d connections within %s of accept(), %s",
+			who, p.closes, p.accepted, timeline.Duration(p.after), said)
+		v.Fix = []string{
+			"look in the application for what makes it hang up before reading: an access list, a limit, a handler that fails at once, a shutdown in progress",
+		}
+	}
+	v.Evidence = Evidence{
+		{Key: "count", Value: int64(h.total)},
+		{Key: "after_ms", Value: milliseconds(p.after)},
+		{Key: "bytes_written", Value: int64(p.written)},
+		{Key: "unread_bytes", Value: int64(p.unread)},
+		live,
+		level,
+		{Key: "accepted", Value: int64(p.accepted)},
+		h.clients.fact("clients"),
+	}
+}

@@ -1,0 +1,190 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+)
+
+const codeReconnectLoop = "reconnect-loop"
+
+var docReconnectLoop = Doc{
+	Code:     codeReconnectLoop,
+	Severity: Error,
+	Summary:  "a client process connects to one destination again and again, and the peer ends each connection at once",
+	Meaning: `Seen from the client of a server that hangs up: at least 10 connections within 10 s, each ended by the peer's FIN or RST within 100 ms of the handshake, without a request being answered. Either nothing was exchanged, or the request got no answer, or the peer spoke a few words before it was asked anything, as a refusal does.
+
+A request that was answered before the peer closed is ordinary (HTTP with "Connection: close") and not counted, unless the server is on this host too and was found to close immediately.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"count", "connections", "so far"},
+		{"window_ms", "ms", "time from the first to the last of them, since the loop last paused"},
+		{"lifetime_ms", "ms", "the longest that one of them lived"},
+		{"destination", "", "where to"},
+		{"bytes_sent", "bytes", "the most that was sent on one of them"},
+		{"bytes_received", "bytes", "the most that was received on one of them"},
+		{"ended_by", "", "FIN, RST or both"},
+	},
+	Fix: []string{
+		"look at the server: it accepts and hangs up, often for a connection limit of its own; run tcptrace there",
+		"let the client wait longer after each failure (exponential backoff), and take the server out of rotation",
+	},
+	Source: []string{"net/ipv4/tcp_input.c: tcp_fin(), tcp_reset()"},
+}
+
+const (
+	loopLeast    = 10
+	loopWindow   = 10 * time.Second
+	loopLifetime = 100 * time.Millisecond
+	loopRefusal  = 256 // bytes: a longer greeting is no refusal
+)
+
+type reconnectLoop struct {
+	found groups[Key, *loop]
+}
+
+func newReconnectLoop() *reconnectLoop {
+	return &reconnectLoop{groups[Key, *loop]{max: 4096}}
+}
+
+func (*reconnectLoop) Code() string { return codeReconnectLoop }
+func (*reconnectLoop) Doc() Doc     { return docReconnectLoop }
+
+// loop is what one process did towards one destination.
+type loop struct {
+	to    netip.AddrPort
+	owner timeline.Owner
+
+	good   uint64         // connections that went otherwise, so far
+	recent []reconnection // the last loopLeast that were ended at once
+	run    uint64         // how many in a row without a pause
+	since  int64          // when that began
+	last   int64
+	unsaid uint64
+
+	count          uint64
+	lifetime       time.Duration
+	sent, received uint64
+	fin, rst       bool
+}
+
+type reconnection struct {
+	at   int64
+	good uint64 // loop.good at that time
+}
+
+func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
+	if c.Role() != timeline.RoleClient || c.Evicted() {
+		return
+	}
+	k := Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: c.Remote()}
+	end, lifetime, once := endedAtOnce(c)
+	p := r.found.get(k)
+	if p == nil && !once {
+		return
+	}
+	p = r.found.make(k)
+	if *p == nil {
+		*p = &loop{to: c.Remote(), owner: c.Owner()}
+	}
+	l := *p
+	if !once {
+		l.good++
+		return
+	}
+	at := end.At
+	if at-l.last > int64(loopWindow) || l.run == 0 {
+		l.run, l.since, l.unsaid = 0, at, 0
+		l.recent = l.recent[:0]
+	}
+	l.run++
+	l.unsaid++
+	l.last = max(l.last, at)
+	if len(l.recent) >= loopLeast {
+		l.recent = l.recent[:copy(l.recent, l.recent[1:])]
+	}
+	l.recent = append(l.recent, reconnection{at, l.good})
+	if l.run == 1 {
+		l.lifetime, l.sent, l.received, l.fin, l.rst = 0, 0, 0, false, false
+	}
+	t := c.Traffic()
+	l.lifetime = max(l.lifetime, lifetime)
+	l.sent, l.received = max(l.sent, t.BytesSent), max(l.received, t.BytesReceived)
+	if end.Kind == timeline.EntryFINReceived {
+		l.fin = true
+	} else {
+		l.rst = true
+	}
+	oldest := l.recent[0]
+	if len(l.recent) < loopLeast || at-oldest.at > int64(loopWindow) || l.good-oldest.good > loopLeast {
+		return
+	}
+	n := l.unsaid
+	l.unsaid = 0
+	l.count += n
+	x.Report(r, k, l, at, n, c)
+}
+
+// endedAtOnce reports whether the peer ended c right after the handshake
+// without answering a request; with the entry that did.
+func endedAtOnce(c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration, yes bool) {
+	est := c.Find(timeline.EntryEstablished)
+	end = c.Find(timeline.EntryFINReceived, timeline.EntryRSTReceived)
+	if est == nil || end == nil || c.Closer() != timeline.CloserRemote {
+		return nil, 0, false
+	}
+	lifetime = end.Since(est)
+	if lifetime > loopLifetime || lifetime < 0 {
+		return nil, 0, false
+	}
+	if p := c.Peer(); p != nil {
+		if p.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0 {
+			return nil, 0, false // that is the cause, and has a verdict of its own
+		}
+		if p.Tag&(1<<codeIndex[codeImmediateClose]) != 0 {
+			return end, lifetime, true
+		}
+	}
+	t := c.Traffic()
+	return end, lifetime, t.BytesReceived == 0 || t.BytesSent == 0 && t.BytesReceived <= loopRefusal
+}
+
+func (l *loop) Describe(x *Engine, v *Verdict) {
+	window := time.Duration(l.last - l.since)
+	v.Severity, v.Confidence = Error, Certain
+	said := "nothing exchanged"
+	switch {
+	case l.sent > 0 && l.received > 0:
+		v.Confidence = Likely
+		said = fmt.Sprintf("at most %s sent and %s received", Bytes(l.sent), Bytes(l.received))
+	case l.received > 0:
+		v.Confidence = Suspected
+		said = fmt.Sprintf("at most %s received, nothing sent", Bytes(l.received))
+	case l.sent > 0:
+		v.Confidence = Likely
+		said = fmt.Sprintf("at most %s sent, no answer", Bytes(l.sent))
+	}
+	how, by := "closed", "FIN"
+	switch {
+	case l.rst && l.fin:
+		how, by = "closed or reset", "both"
+	case l.rst:
+		how, by = "reset", "RST"
+	}
+	v.Subject = Subject{"peer", destination(l.to)}
+	v.Process = process(l.owner)
+	v.Story = fmt.Sprintf("%s reconnected %d times in %s to %s, each %s by the peer within %s, %s",
+		l.owner.Name(), l.run, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
+	v.Evidence = Evidence{
+		{Key: "count", Value: int64(l.count)},
+		{Key: "window_ms", Value: int64(window / time.Millisecond)},
+		{Key: "lifetime_ms", Value: milliseconds(l.lifetime)},
+		{Key: "destination", Value: destination(l.to)},
+		{Key: "bytes_sent", Value: int64(l.sent)},
+		{Key: "bytes_received", Value: int64(l.received)},
+		{Key: "ended_by", Value: by},
+	}
+	v.Fix = docReconnectLoop.Fix
+}

@@ -1,0 +1,197 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const codeResetReceived = "reset-received"
+
+var docResetReceived = Doc{
+	Code:     codeResetReceived,
+	Severity: Warning,
+	Summary:  "the peer reset an established connection",
+	Meaning: `A RST ended a connection that this end still used. What made the peer send it is only known there, unless both ends are on this host: then the verdict about the other end names the cause, and this one is information.
+
+The phase helps to guess. Right after the handshake with nothing exchanged: often a full accept queue at the server, or a connection limit. After a request: the server's application crashed, or closed with the request unread. After a long silence: a firewall or load balancer forgot the connection. In CLOSE_WAIT: the peer had closed before, and this end sent data to it nevertheless.
+
+Not reported: RSTs after this end's own close(), which nobody here can notice, and those that find a forgotten socket in CLOSE_WAIT. A server's connection that was reset before anything was exchanged is information: a health check or a port probe does that.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"phase", "", "established, close-wait (the peer had closed) or half-closed (this end had shut down sending)"},
+		{"after_ms", "ms", "from the handshake to the RST, the newest; null if the handshake was not seen"},
+		{"bytes_sent", "bytes", "of the newest one"},
+		{"bytes_received", "bytes", "of the newest one"},
+		{"silent_ms", "ms", "from the last event seen before to the RST, the newest"},
+		{"peer_verdicts", "", "what is known of the other end, where it is on this host"},
+	},
+	Fix: []string{
+		"look at the peer: run tcptrace there, it names the reason",
+		"right after the handshake with nothing exchanged, suspect a full accept queue at the server",
+		"after long silence, suspect a firewall or load balancer that forgets idle connections: use keepalive below its timeout",
+	},
+	Counters: []string{"Tcp.EstabResets"},
+	Source:   []string{"net/ipv4/tcp_input.c: tcp_reset()"},
+}
+
+type resetReceived struct {
+	found groups[Key, *resetsIn]
+}
+
+func newResetReceived() *resetReceived { return &resetReceived{groups[Key, *resetsIn]{max: 4096}} }
+
+func (*resetReceived) Code() string { return codeResetReceived }
+func (*resetReceived) Doc() Doc     { return docResetReceived }
+
+type resetsIn struct {
+	at      netip.AddrPort
+	kind    string
+	owner   timeline.Owner
+	role    timeline.Role
+	phase   string
+	after   time.Duration
+	known   bool // after
+	silent  time.Duration
+	traffic event.Traffic
+	probe   bool // nothing was exchanged, with this end the server
+	causes  []string
+}
+
+const (
+	phaseEstablished = "established"
+	phaseCloseWait   = "close-wait"
+	phaseHalfClosed  = "half-closed"
+)
+
+func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
+	phase, e := resetPhase(c)
+	if e == nil {
+		return
+	}
+	t := c.Traffic()
+	key := Key{Netns: c.Netns(), PID: c.Owner().PID, What: phase}
+	var kind string
+	key.Addr, kind = place(c)
+	probe := c.Role() == timeline.RoleServer && t.BytesSent == 0 && t.BytesReceived == 0
+	var causes []string
+	if p := c.Peer(); p != nil {
+		causes = Codes(p)
+	}
+	switch {
+	case len(causes) > 0:
+		key.What += " explained"
+	case probe:
+		key.What += " probe"
+	}
+	p := r.found.make(key)
+	if *p == nil {
+		*p = &resetsIn{at: key.Addr, kind: kind, owner: c.Owner(), role: c.Role(), phase: phase, probe: probe, causes: causes}
+	}
+	f := *p
+	f.known = false
+	if est := c.Find(timeline.EntryEstablished); est != nil {
+		f.after, f.known = e.Since(est), true
+	}
+	f.silent = 0
+	for i := 1; i < c.Len(); i++ {
+		if c.At(i).At == e.At && c.At(i).Kind == e.Kind {
+			f.silent = time.Duration(e.At - c.At(i-1).Until())
+		}
+	}
+	f.traffic = t
+	x.Report(r, key, f, e.At, 1, c)
+}
+
+// resetPhase tells when the peer's RST met c, and with which entry: nil where
+// there was none that this end's application can notice.
+func resetPhase(c *timeline.Conn) (string, *timeline.Entry) {
+	if c.DataAfterClose() {
+		return "", nil
+	}
+	const errnoReset, errnoPipe = 104, 32
+	e := c.Find(timeline.EntryRSTReceived)
+	closed := c.Find(timeline.EntryClosed)
+	state := event.StateUnknown
+	switch {
+	case e != nil:
+		state = e.New()
+	case closed != nil && (closed.Err() == errnoReset || closed.Err() == errnoPipe):
+		e, state = closed, closed.Old()
+	default:
+		return "", nil
+	}
+	switch state {
+	case event.StateEstablished:
+		return phaseEstablished, e
+	case event.StateCloseWait:
+		// Only data of ours makes it an error here.
+		if c.Traffic().Unacked > 0 {
+			return phaseCloseWait, e
+		}
+	case event.StateFinWait1, event.StateFinWait2:
+		fin := c.Find(timeline.EntryFINSent)
+		if fin != nil && !fin.ByClose() && fin.ByProcess() && !c.Orphan() && !c.ReceiveShut() {
+			return phaseHalfClosed, e
+		}
+	}
+	return "", nil
+}
+
+func (f *resetsIn) Describe(x *Engine, v *Verdict) {
+	v.Subject = Subject{f.kind, destination(f.at)}
+	v.Process = process(f.owner)
+	v.Severity, v.Confidence = Warning, Certain
+	whose := "connections of " + f.owner.Name()
+	if !f.owner.Known() {
+		whose = "connections"
+	}
+	when := "while established"
+	switch f.phase {
+	case phaseCloseWait:
+		when = "after its own close, with data of ours on the way"
+	case phaseHalfClosed:
+		when = "after this end had shut down sending"
+	default:
+		if f.known {
+			when = fmt.Sprintf("%s after the handshake", timeline.Duration(f.after))
+		}
+	}
+	said := "nothing exchanged"
+	if f.traffic.BytesSent+f.traffic.BytesReceived > 0 {
+		said = fmt.Sprintf("%s out, %s in", Bytes(f.traffic.BytesSent), Bytes(f.traffic.BytesReceived))
+	}
+	v.Story = fmt.Sprintf("the peer reset %s %s, %s", whose, when, said)
+	v.Fix = docResetReceived.Fix[:1]
+	after := Fact{Key: "after_ms", Note: "the handshake was not seen"}
+	if f.known {
+		after = Fact{Key: "after_ms", Value: milliseconds(f.after)}
+	}
+	other := Fact{Key: "peer_verdicts", Note: "nothing is known of the other end"}
+	switch {
+	case len(f.causes) > 0:
+		v.Severity = Info
+		v.Story += fmt.Sprintf(": see %s at the other end, on this host", f.causes[0])
+		other = Fact{Key: "peer_verdicts", Value: f.causes}
+		v.Fix = []string{"see the verdict about the other end: " + f.causes[0]}
+	case f.probe:
+		v.Severity = Info
+		v.Story += ": as a health check or port probe does"
+		v.Fix = []string{"nothing, if it is a health check: let it close with FIN to keep it out of the way"}
+	case f.phase == phaseEstablished && f.role == timeline.RoleClient && f.traffic.BytesReceived == 0 && f.known && f.after < time.Second:
+		v.Fix = docResetReceived.Fix[:2]
+	case f.silent > time.Minute:
+		v.Fix = []string{docResetReceived.Fix[2], docResetReceived.Fix[0]}
+	}
+	v.Evidence = Evidence{
+		{Key: "phase", Value: f.phase},
+		after,
+		{Key: "bytes_sent", Value: int64(f.traffic.BytesSent)},
+		{Key: "bytes_received", Value: int64(f.traffic.BytesReceived)},
+		{Key: "silent_ms", Value: int64(f.silent / time.Millisecond)},
+		other,
+	}
+}

@@ -1,0 +1,218 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const codeResetSent = "reset-sent"
+
+var docResetSent = Doc{
+	Code:     codeResetSent,
+	Severity: Warning,
+	Summary:  "this host reset a connection",
+	Meaning: `The connection did not end with FIN: this end sent RST, and the peer's application gets "connection reset by peer" or loses data that was on its way. The kernel (6.12 and later) names its reason; before that, the cause is concluded only from what the socket itself showed as it closed.
+
+Severities: data lost unread by an application that did not look at it is a warning. A reset on purpose (SO_LINGER with a timeout of 0), data that came after close(), or leftovers that nobody waits for any more is information.
+
+Not reported: RSTs to stray segments of connections that are closed already, to SYNs for closed ports, and to final ACKs at a full accept queue (accept-queue-overflow); a few unread bytes after an exchange, such as a TLS close notification.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"reason", "", "the kernel's name, enum sk_rst_reason; null where it gives none"},
+		{"cause", "", "in plain words"},
+		{"unread_bytes", "bytes", "received and not read, the most"},
+		{"state", "", "the connection's state when it was reset"},
+		{"bytes_sent", "bytes", "of the newest one"},
+		{"bytes_received", "bytes", "of the newest one"},
+	},
+	Fix: []string{
+		"unread data: read until end of file before close(), or shutdown(SHUT_WR) first and drain",
+		"SO_LINGER 0: set on purpose somewhere in the application or its library",
+		"data after close(): the peer was still sending; shutdown(SHUT_WR) and read on where its data matters",
+	},
+	Counters: []string{"Tcp.OutRsts", "Tcp.EstabResets", "TcpExt.TCPAbortOnClose", "TcpExt.TCPAbortOnData", "TcpExt.TCPAbortOnLinger", "TcpExt.TCPAbortOnMemory"},
+	Source:   []string{"net/ipv4/tcp.c: __tcp_close(), tcp_disconnect()", "net/ipv4/tcp_output.c: tcp_send_active_reset()"},
+}
+
+// leftover is how much unread data after an exchange nobody misses: a TLS
+// close notification has 24 to 31 bytes.
+const leftover = 64
+
+// cause of a reset by this host, in plain words and with what to do.
+type cause struct {
+	text     string
+	severity Severity
+	fix      string // "" where there is nothing to do
+}
+
+var (
+	causeUnread   = cause{"closed with data unread", Warning, docResetSent.Fix[0]}
+	causeFinished = cause{"closed with data unread, after the peer had closed", Info, docResetSent.Fix[0]}
+	causeLinger   = cause{"SO_LINGER with a timeout of 0: close() resets on purpose", Info, docResetSent.Fix[1]}
+	causePending  = cause{"the listener was closed before the connection was accepted", Warning,
+		"stop taking new connections before closing the listener: drain the accept queue, or take the server out of rotation first"}
+	causeLate       = cause{"data arrived after close()", Info, docResetSent.Fix[2]}
+	causeLinger2    = cause{"TCP_LINGER2 passed in FIN_WAIT2", Info, ""}
+	causeMemory     = cause{"the kernel was short of TCP memory or had too many orphans", Error, "check net.ipv4.tcp_mem and net.ipv4.tcp_max_orphans against `ss -s`, and what holds the memory"}
+	causeKeepalive  = cause{"the peer did not answer keepalive probes", Warning, "the peer or the way to it is gone; look there"}
+	causeDisconnect = cause{"connect(AF_UNSPEC) dropped the connection with data outstanding", Info, ""}
+	causeKilled     = cause{"destroyed by an administrator (ss -K, SOCK_DESTROY)", Warning, "somebody or something ran ss -K or a program like it"}
+)
+
+type resetSent struct {
+	found groups[Key, *resets]
+}
+
+func newResetSent() *resetSent { return &resetSent{groups[Key, *resets]{max: 4096}} }
+
+func (*resetSent) Code() string { return codeResetSent }
+func (*resetSent) Doc() Doc     { return docResetSent }
+
+type resets struct {
+	at        netip.AddrPort
+	kind      string // of the place
+	owner     timeline.Owner
+	cause     *cause // nil: not known
+	reason    string
+	confirmed bool // the RST itself was seen
+	state     string
+	unread    uint32 // the most
+	traffic   event.Traffic
+}
+
+// Ended waits for the RST, which follows the close.
+func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
+	if c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]|1<<codeIndex[codeImmediateClose]) != 0 {
+		return // named already
+	}
+	k, state, at, ok := resetBy(x, c)
+	if !ok {
+		return
+	}
+	t := c.Traffic()
+	if k != nil && (*k == causeUnread || *k == causeFinished) {
+		exchanged := t.BytesReceived > uint64(t.Unread) && t.BytesSent > 0
+		if exchanged && t.Unread <= leftover {
+			return
+		}
+	}
+	key := Key{Netns: c.Netns(), PID: c.Owner().PID, What: c.ResetReason()}
+	var kind string
+	key.Addr, kind = place(c)
+	if k != nil {
+		key.What += " " + k.text
+	}
+	p := r.found.make(key)
+	if *p == nil {
+		*p = &resets{at: key.Addr, kind: kind, owner: c.Owner(), cause: k}
+	}
+	f := *p
+	if o := c.ClosedBy(); o.Known() {
+		f.owner = o
+	}
+	f.reason = c.ResetReason()
+	f.confirmed = f.confirmed || c.Find(timeline.EntryRSTSent) != nil
+	f.state = timeline.StateName(state)
+	f.unread = max(f.unread, t.Unread)
+	f.traffic = t
+	x.Report(r, key, f, at, 1, c)
+}
+
+// resetBy tells why this end reset c: nil where that is not known. ok is false
+// where it did not, or not while the connection lived.
+func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int64, ok bool) {
+	reason := c.ResetReason()
+	sent := c.Find(timeline.EntryRSTSent)
+	closed := c.Find(timeline.EntryClosed)
+	if closed == nil {
+		return nil, 0, 0, false
+	}
+	t := c.Traffic()
+	const errnoAborted = 103
+	switch {
+	case c.DataAfterClose():
+		return &causeLate, closed.Old(), closed.At, true
+	case closed.Err() == errnoAborted:
+		return &causeKilled, closed.Old(), closed.At, true
+	case closed.ByProcess() && closed.Err() == 0 &&
+		(closed.Old() == event.StateEstablished || closed.Old() == event.StateCloseWait):
+		// Only an abort leads from these to CLOSE by system call.
+		unaccepted := c.Role() == timeline.RoleServer && !c.Accepted() && x.o.Capabilities.HasAccept && !c.Before()
+		switch {
+		case strings.HasSuffix(reason, "DISCONNECT_WITH_DATA"):
+			why = &causeDisconnect
+		case unaccepted:
+			why = &causePending
+		case strings.HasSuffix(reason, "ABORT_ON_MEMORY"):
+			why = &causeMemory
+		case t.Unread > 0 && closed.Old() == event.StateCloseWait:
+			why = &causeFinished
+		case t.Unread > 0 || strings.HasSuffix(reason, "ABORT_ON_CLOSE"):
+			why = &causeUnread
+		case closed.LingerZero():
+			why = &causeLinger
+		}
+		return why, closed.Old(), closed.At, true
+	case sent == nil:
+		return nil, 0, 0, false
+	case strings.HasSuffix(reason, "KEEPALIVE_TIMEOUT"):
+		why = &causeKeepalive
+	case strings.HasSuffix(reason, "ABORT_ON_MEMORY"):
+		why = &causeMemory
+	case strings.HasSuffix(reason, "ABORT_ON_LINGER"):
+		why = &causeLinger2
+	default:
+		// Resets that answer a segment out of place, or of a kind that is
+		// not known: nothing to say.
+		return nil, 0, 0, false
+	}
+	return why, closed.Old(), closed.At, true
+}
+
+func (f *resets) Describe(x *Engine, v *Verdict) {
+	v.Subject = Subject{f.kind, destination(f.at)}
+	v.Process = process(f.owner)
+	reason := Fact{Key: "reason", Note: "this kernel names no reason"}
+	if f.reason != "" {
+		reason = Fact{Key: "reason", Value: f.reason}
+	} else if x.o.Capabilities.HasRSTReason {
+		reason.Note = "the RST itself was not seen"
+	}
+	who := f.owner.Name()
+	why := Fact{Key: "cause", Note: "the socket showed nothing that explains it"}
+	v.Severity, v.Confidence = Info, Suspected
+	v.Story = fmt.Sprintf("%s reset the connection while it was %s, cause unknown", who, f.state)
+	v.Fix = nil
+	if c := f.cause; c != nil {
+		why = Fact{Key: "cause", Value: c.text}
+		v.Severity, v.Confidence = c.severity, Likely
+		if f.confirmed {
+			v.Confidence = Certain
+		}
+		switch c {
+		case &causeUnread, &causeFinished:
+			v.Story = fmt.Sprintf("%s %s (%s): RST sent", who, c.text, Bytes(uint64(f.unread)))
+		case &causeLinger:
+			v.Story = fmt.Sprintf("%s closed with SO_LINGER 0: RST sent on purpose", who)
+		case &causeLate:
+			v.Story = fmt.Sprintf("data arrived after %s had called close(): RST sent", who)
+		default:
+			v.Story = fmt.Sprintf("RST sent to %s's connection: %s", who, c.text)
+		}
+		if c.fix != "" {
+			v.Fix = []string{c.fix}
+		}
+	}
+	v.Evidence = Evidence{
+		reason,
+		why,
+		{Key: "unread_bytes", Value: int64(f.unread)},
+		{Key: "state", Value: f.state},
+		{Key: "bytes_sent", Value: int64(f.traffic.BytesSent)},
+		{Key: "bytes_received", Value: int64(f.traffic.BytesReceived)},
+	}
+}

@@ -307,7 +307,8 @@ func version(release string) (major, minor int) {
 		return 0, 0
 	}
 	major, _ = strconv.Atoi(parts[0])
-	minor, _ = strconv.Atoi(strings.TrimRightFunc(parts[1], func(r rune) bool { return r < '0' || r > '9' }))
+	digits := len(parts[1]) - len(strings.TrimLeft(parts[1], "0123456789"))
+	minor, _ = strconv.Atoi(parts[1][:digits])
 	return major, minor
 }
 

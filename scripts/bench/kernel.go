@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -21,6 +22,9 @@ type bench struct {
 	connections int
 	rounds      int
 	attach      string
+
+	binary  string // of tcptrace, once built
+	cleanup []func()
 }
 
 // stretch is one measured run of short connections.
@@ -34,7 +38,7 @@ type stretch struct {
 
 // churn runs the load under attached programs, empty ones or the real ones,
 // with both ends traced and a reader that only decodes.
-func (b bench) churn(empty bool) (stretch, error) {
+func (b *bench) churn(empty bool) (stretch, error) {
 	ns, err := lab.NewNamespace()
 	if err != nil {
 		return stretch{}, err
@@ -48,12 +52,16 @@ func (b bench) churn(empty bool) (stretch, error) {
 
 	var wg sync.WaitGroup
 	events := 0
+	var readErr error
 	wg.Go(func() {
 		batch := make([]event.Event, 1024)
 		for {
 			n, err := p.Read(batch, 100*time.Millisecond)
 			events += n
-			if err == io.EOF || err != nil {
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					readErr = err
+				}
 				return
 			}
 		}
@@ -74,6 +82,9 @@ func (b bench) churn(empty bool) (stretch, error) {
 	}
 	p.Stop()
 	wg.Wait()
+	if readErr != nil {
+		return stretch{}, readErr
+	}
 	s := stretch{by: map[string]probe.Runtime{}, events: events, perSec: float64(b.connections) / took.Seconds()}
 	for i, r := range after.Runtime {
 		r.Runs -= before.Runtime[i].Runs
@@ -89,7 +100,7 @@ func (b bench) churn(empty bool) (stretch, error) {
 }
 
 // kernelCost compares the programs with empty ones on the same hooks.
-func (b bench) kernelCost() error {
+func (b *bench) kernelCost() error {
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	if err != nil {
 		return fmt.Errorf("enabling run-time statistics: %w", err)
@@ -127,6 +138,11 @@ func (b bench) kernelCost() error {
 		float64(f.ns)/n/1000, float64(e.ns)/n/1000, float64(f.ns)/float64(e.ns))
 	fmt.Printf("  events                 %6.2f a connection, lost %d\n", float64(f.events)/n, f.lost)
 	return nil
+}
+
+func mid(v []float64) float64 {
+	sort.Float64s(v)
+	return v[len(v)/2]
 }
 
 func median(s []stretch) stretch {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 
 	"github.com/spf13/pflag"
 
@@ -30,10 +31,22 @@ func main() {
 		run  func() error
 	}{
 		{"kernel", b.kernelCost},
+		{"start", b.start},
+		{"rate", b.rate},
+		{"live", b.live},
+		{"pipeline", b.pipeline},
 	}
 	failed := false
+	defer func() {
+		for _, f := range b.cleanup {
+			f()
+		}
+		if failed {
+			os.Exit(1)
+		}
+	}()
 	for _, p := range parts {
-		if len(*only) > 0 && !contains(*only, p.name) {
+		if len(*only) > 0 && !slices.Contains(*only, p.name) {
 			continue
 		}
 		if err := p.run(); err != nil {
@@ -41,16 +54,4 @@ func main() {
 			failed = true
 		}
 	}
-	if failed {
-		os.Exit(1)
-	}
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }

@@ -44,8 +44,9 @@ type reading struct {
 // auditor holds the kernel's counters against what the hooks counted, over
 // the same interval and for each namespace.
 type auditor struct {
-	tracer Tracer
-	spaces map[uint32]*audit
+	tracer  Tracer
+	spaces  map[uint32]*audit
+	skipped int // namespaces beyond the bound
 }
 
 type audit struct {
@@ -149,6 +150,7 @@ func (a *auditor) add(ns host.Netns) {
 		return
 	}
 	if len(a.spaces) >= maxAudited {
+		a.skipped++
 		return
 	}
 	zero := make([]uint64, len(audited))
@@ -219,6 +221,9 @@ func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []st
 	}
 	if len(gone) > 0 {
 		notes = append(notes, "not compared, because they ended before their counters could be read: network namespaces "+strings.Join(gone, ", "))
+	}
+	if a.skipped > 0 {
+		notes = append(notes, fmt.Sprintf("not compared, because there were more than %d: %d further network namespaces", maxAudited, a.skipped))
 	}
 	sortAudit(lines)
 	return lines, notes

@@ -465,7 +465,7 @@ func (t *Text) Verdict(v *Verdict) error {
 		return t.result()
 	}
 	t.head(v.Time, string(v.Severity), style, Safe(v.Story))
-	t.pack(2, []string{Safe(v.Code), t.about(v), thousands(v.Count) + " so far", string(v.Confidence)}, plain)
+	t.pack(2, []string{Safe(v.Code), t.about(v), thousands(v.Count) + " so far, " + string(v.Confidence)}, plain)
 	t.evidence(v.Evidence)
 	if v.Example != nil {
 		t.para("  example ", dim, route(v.Example), plain)
@@ -490,10 +490,13 @@ func (t *Text) evidence(facts diagnose.Evidence) {
 // fact shows one piece of evidence as key=value.
 func fact(f diagnose.Fact) string {
 	s := Safe(f.Key) + "="
-	if f.Value == nil {
-		s += "unknown"
-	} else {
+	switch {
+	case f.Value != nil:
 		s += value(f.Value)
+	case f.Note != "":
+		s += "-" // the note says why
+	default:
+		s += "unknown"
 	}
 	if f.Note != "" {
 		s += " (" + Safe(f.Note) + ")"

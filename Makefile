@@ -13,8 +13,9 @@ VM_PACKAGES ?= ./internal/kerneltest/... ./internal/probe ./internal/vm/testdata
 # any other kernel is named.
 KERNELS ?= 5.10,6.1,6.12,7.3
 ATTACH ?= fentry,kprobe,tracepoint
-# Machines at the same time.
+# Machines at the same time, and the longest time for all of them.
 JOBS ?= 2
+VM_TIME ?= 30m
 # Only tests that match, in test-kernel and test-vm.
 RUN ?=
 FUZZTIME ?= 10s
@@ -55,7 +56,7 @@ test-kernel: ## tests on the running kernel, as root
 
 .PHONY: test-vm
 test-vm: ## tests under other kernels: KERNELS=5.10,sid ATTACH=kprobe RUN=TestName
-	$(GO) run ./scripts/vm test --kernels '$(KERNELS)' --attach '$(ATTACH)' -j $(JOBS) --run '$(RUN)' $(VM_PACKAGES)
+	$(GO) run ./scripts/vm test --kernels '$(KERNELS)' --attach '$(ATTACH)' -j $(JOBS) --total $(VM_TIME) --run '$(RUN)' $(VM_PACKAGES)
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME

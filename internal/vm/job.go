@@ -116,11 +116,11 @@ func (j Job) Run(ctx context.Context) (Result, error) {
 			return result, nil
 		}
 		if r.crash == "" {
-			return result, fmt.Errorf("running kernel %s: %w\n%s", j.Kernel.Name, r.err, lastLines(r.tail, 20))
+			return result, fmt.Errorf("running kernel %s: %w%s", j.Kernel.Name, r.err, lastLines(r.tail, 20))
 		}
 		result.Crashes = append(result.Crashes, r.crash)
 		if attempt == maxAttempts {
-			return result, fmt.Errorf("running kernel %s: %w %d times: %s\n%s", j.Kernel.Name, ErrCrashed, attempt,
+			return result, fmt.Errorf("running kernel %s: %w %d times: %s%s", j.Kernel.Name, ErrCrashed, attempt,
 				strings.Join(result.Crashes, "; "), lastLines(r.tail, 40))
 		}
 	}
@@ -151,10 +151,14 @@ func hostLabel(name string) string {
 	return strings.Trim(label[:min(len(label), 40)], "-")
 }
 
+// lastLines returns the last n lines, each after a newline.
 func lastLines(text []byte, n int) string {
-	plain := strings.ReplaceAll(string(text), "\r", "")
-	lines := strings.Split(strings.TrimRight(plain, "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+	plain := strings.TrimRight(strings.ReplaceAll(string(text), "\r", ""), "\n")
+	if plain == "" {
+		return ""
+	}
+	lines := strings.Split(plain, "\n")
+	return "\n" + strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

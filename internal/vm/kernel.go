@@ -28,7 +28,7 @@ type Kernel struct {
 
 // suites are the kernels that have a name of their own, and the Debian suite
 // whose cloud kernel each is. Bookworm's is the security suite's because that
-// is where tcp_v4_syn_recv_sock got its seventh argument (docs/limitations.md):
+// is where tcp_v4_syn_recv_sock got its seventh argument:
 // the harder of the two 6.1.
 var suites = map[string]string{
 	"5.10": "bullseye",

@@ -28,7 +28,7 @@ type testOptions struct {
 	kernels, attach []string
 	parallel        int
 	run             string
-	timeout         time.Duration
+	timeout, total  time.Duration
 	memoryMiB       int
 	modules         []string
 	accel           string
@@ -46,6 +46,7 @@ func testCommand(ctx context.Context, args []string) error {
 	f.IntVar(&o.parallel, "j", 2, "machines at the same time")
 	f.StringVar(&o.run, "run", "", "only tests that match this `regexp`, as go test -run")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "longest time for one package in one attach mode")
+	f.DurationVar(&o.total, "total", time.Hour, "longest time for everything")
 	f.IntVar(&o.memoryMiB, "memory", 1024, "memory of a machine in MiB")
 	modules := f.String("modules", strings.Join(vm.DefaultModules, ","), "kernel modules to load")
 	f.StringVar(&o.accel, "accel", "auto", "auto, tcg or kvm")
@@ -67,8 +68,8 @@ func testCommand(ctx context.Context, args []string) error {
 		return usageError{errors.New("no attach mode given")}
 	case o.parallel < 1:
 		return usageError{fmt.Errorf("%d machines at the same time", o.parallel)}
-	case o.timeout < time.Second:
-		return usageError{fmt.Errorf("a timeout of %v is too short", o.timeout)}
+	case o.timeout < time.Second || o.total < time.Second:
+		return usageError{fmt.Errorf("a timeout of %v is too short", min(o.timeout, o.total))}
 	}
 	for _, mode := range o.attach {
 		if !slices.Contains(attachModes, mode) {
@@ -94,6 +95,8 @@ func testCommand(ctx context.Context, args []string) error {
 // machine starts.
 func runTests(ctx context.Context, o testOptions, patterns []string) error {
 	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, o.total, fmt.Errorf("the tests were still running after %v", o.total))
+	defer cancel()
 	packages, err := vm.ListTests(ctx, ".", patterns)
 	if err != nil {
 		return err
@@ -344,6 +347,10 @@ func summarize(w io.Writer, o testOptions, runs []kernelRun, elapsed time.Durati
 			}
 			if !found {
 				problems = append(problems, "did not run")
+			}
+			if r.err != nil {
+				reason, _, _ := strings.Cut(r.err.Error(), "\n")
+				problems = append(problems, printable(reason))
 			}
 			total.Add(count)
 			result := "ok"

@@ -79,6 +79,7 @@ type live struct {
 	again   bool        // they are to be looked at again
 	last    event.Event // of the newest namespace and process, for the fast path
 	owners  bool        // /proc shows the kernel's process ids
+	blind   bool        // sockets cannot be listed here
 	limit   map[uint32]bool
 }
 
@@ -172,7 +173,10 @@ func (l *live) begin() error {
 // learn tells the machine of a namespace.
 func (l *live) learn(ns host.Netns) {
 	facts, err := host.ReadSysctls(ns)
-	if err != nil {
+	switch {
+	case errors.Is(err, host.ErrNoNetns):
+		l.Log.Debug("a network namespace ended", zap.Error(err))
+	case err != nil:
 		l.Log.Warn("a network namespace's settings stay unknown", zap.Error(err))
 	}
 	l.spaces[ns.Inode] = &space{ns: ns, known: err == nil}
@@ -225,7 +229,7 @@ func (l *live) retry() {
 
 // snapshot looks at all sockets of some namespaces.
 func (l *live) snapshot(spaces []host.Netns) {
-	if len(spaces) == 0 {
+	if len(spaces) == 0 || l.blind {
 		return
 	}
 	var owners *host.Owners
@@ -257,6 +261,11 @@ func (l *live) snapshot(spaces []host.Netns) {
 			l.m.Snapshot(e, owner.PID, owner.Comm)
 		})
 		file.Close()
+		if errors.Is(err, tracer.ErrNotSupported) {
+			l.Log.Warn("older sockets stay unknown", zap.Error(err))
+			l.blind = true
+			return
+		}
 		if err != nil {
 			// Without the end of the round nothing is concluded from it.
 			l.Log.Warn("listing the sockets of a network namespace", zap.Uint32("inode", ns.Inode), zap.Error(err))

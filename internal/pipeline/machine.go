@@ -38,6 +38,7 @@ type Machine struct {
 	engine  *diagnose.Engine
 	clock   render.Clock
 	now     int64 // newest time told, CLOCK_BOOTTIME
+	at      int64 // time of the event being handled, 0: none
 	events  uint64
 	lost    uint64
 	shown   uint64
@@ -106,7 +107,9 @@ func (m *Machine) SetClock(c render.Clock) { m.clock = c }
 func (m *Machine) Event(e *event.Event) {
 	m.events++
 	m.now = max(m.now, e.Time)
+	m.at = e.Time
 	m.tracker.Handle(e)
+	m.at = 0
 }
 
 // Namespace tells the facts of a network namespace.
@@ -212,7 +215,11 @@ func (g *gate) Entry(c *timeline.Conn, e *timeline.Entry) {
 	m.engine.Entry(c, e)
 	m.cur = nil
 	if m.o.Show.Events && m.owned(c) {
-		m.show(func() error { return m.o.Out.Event(render.NewEvent(c, e, m.now, m.clock)) })
+		at := e.At
+		if e.Count > 1 && m.at != 0 {
+			at = m.at // the entry has the time of the first
+		}
+		m.show(func() error { return m.o.Out.Event(render.NewEvent(c, e, at, m.clock)) })
 	}
 }
 

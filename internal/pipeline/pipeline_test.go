@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/tcptrace/tcptrace/internal/filter"
 	"github.com/tcptrace/tcptrace/internal/host"
@@ -358,6 +360,70 @@ func TestFilterOfCgroup(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), `"type":"connection"`); n != 1 || sum.Verdicts["connect-refused"] != 1 {
 		t.Errorf("%d connections of the cgroup, want 1; verdicts %v\n%s", n, sum.Verdicts, out.String())
+	}
+}
+
+// TestRandom feeds what no kernel would send: nothing may panic, and nothing
+// unescaped may come out.
+func TestRandom(t *testing.T) {
+	hostile := comm("\x1b[31m\u202e\n\xff")
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		var text, lines bytes.Buffer
+		for _, out := range []render.Renderer{render.NewText(&text, render.TextOptions{}), render.NewJSON(&lines)} {
+			m := NewMachine(Options{
+				Out: out, Show: Show{Verdicts: true, Connections: true, Events: true, All: true},
+				Timeline: timeline.Options{MaxConnections: 50, MaxRequests: 20},
+			})
+			now := int64(1_000_000_000)
+			for range 2000 {
+				now += r.Int64N(50_000_000)
+				end := func() netip.AddrPort {
+					return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(2))}), uint16(79+r.IntN(4)))
+				}
+				e := event.Event{
+					Time: now - r.Int64N(20_000_000), Sock: uint64(r.IntN(8)), Netns: uint32(r.IntN(3)), Kind: event.Kind(r.IntN(16)),
+					Old: event.State(r.IntN(13)), New: event.State(r.IntN(13)), Flags: event.Flags(r.Uint32()),
+					Local: end(), Remote: end(), PID: r.Uint32N(3), Comm: hostile, Err: uint16(r.IntN(130)), Attempt: uint8(r.IntN(8)), Reason: r.Uint32N(20),
+					Listener: event.Listener{ID: uint64(r.IntN(3)), QueueLen: r.Uint32N(20), QueueLimit: r.Uint32N(20)},
+				}
+				switch r.IntN(50) {
+				case 0:
+					m.Lost(now, event.Lost{Where: "ring", Count: 1})
+				case 1:
+					m.Process(event.Process{PID: e.PID, Comm: hostile.String(), Cgroup: "/\x1b"})
+				case 2:
+					m.BeginSnapshot(e.Netns, now)
+					e.Kind, e.Inventory = event.KindSnapshot, &event.Inventory{Inode: 1}
+					m.Snapshot(&e, e.PID, hostile.String())
+					m.EndSnapshot(e.Netns, now)
+				case 3:
+					m.Advance(now)
+				default:
+					m.Event(&e)
+				}
+			}
+			if _, err := m.Finish(now, render.Summary{}); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		for _, out := range []string{text.String(), lines.String()} {
+			if out == "" {
+				t.Fatalf("seed %d: no output", seed)
+			}
+			for line := range strings.Lines(out) {
+				for _, c := range strings.TrimSuffix(line, "\n") {
+					if !unicode.IsGraphic(c) {
+						t.Fatalf("seed %d: %U in %q", seed, c, line)
+					}
+				}
+			}
+		}
+		for line := range strings.Lines(lines.String()) {
+			if !json.Valid([]byte(line)) {
+				t.Fatalf("seed %d: not JSON: %s", seed, line)
+			}
+		}
 	}
 }
 

@@ -152,15 +152,16 @@ func (r *closeWaitLeak) judge(x *Engine, now int64, t *timeline.Tracker, c *time
 	if since == 0 && !exact {
 		return 0, false, false, false
 	}
-	if p := c.Progress(); p > since { // half closed, but alive
+	if p := c.Progress(); p != 0 && p > since { // half closed, but alive
 		since, exact = p, false
 	}
 	idle := now - since
 	if idle < int64(x.o.CloseWait) {
 		return 0, false, false, false
 	}
-	// Until accept() the process cannot close it: another cause.
-	if c.Role() == timeline.RoleServer && !c.Accepted() {
+	// Until accept() no process can close it: another cause. (Where neither
+	// connect() nor accept() was seen, a snapshot shows who holds it.)
+	if c.Role() != timeline.RoleClient && !c.Accepted() {
 		return 0, false, false, false
 	}
 	// Data may still flow from here to a peer that only shut down sending.
@@ -269,18 +270,18 @@ func (l *leak) Describe(x *Engine, v *Verdict) {
 	if !l.exact {
 		age, atLeast = "at least", "at least "
 	}
-	noun := "sockets"
+	noun, since := "sockets", "the oldest for "
 	if l.count == 1 {
-		noun = "socket"
+		noun, since = "socket", "for "
 	}
-	v.Story = fmt.Sprintf("%s holds %d %s to %s in CLOSE_WAIT for up to %s%s: the peer closed, %s has not called close()",
-		l.owner.Name(), l.count, noun, l.remote, atLeast, timeline.Duration(oldest), l.owner.Name())
+	who := l.owner.Name()
 	if !l.owner.Known() {
-		v.Story = fmt.Sprintf("%d %s to %s in CLOSE_WAIT for up to %s%s: the peer closed, their process has not called close()",
-			l.count, noun, l.remote, atLeast, timeline.Duration(oldest))
+		who = "their process"
 	}
+	v.Story = fmt.Sprintf("%d %s to %s in CLOSE_WAIT, %s%s%s: the peer closed, %s has not called close()",
+		l.count, noun, l.remote, since, atLeast, timeline.Duration(oldest), who)
 	if l.count == 0 {
-		v.Story = fmt.Sprintf("%s has closed its sockets to %s that were in CLOSE_WAIT", l.owner.Name(), l.remote)
+		v.Story = fmt.Sprintf("%s has closed the sockets to %s that were in CLOSE_WAIT", who, l.remote)
 	}
 	keepalive := "mixed"
 	switch {

@@ -184,7 +184,7 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		in = ""
 	}
 	v.Story = fmt.Sprintf("%s never answered %s: SYN sent again %s%s, %s",
-		destination(f.to), f.owner.Name(), plural(uint64(f.retransmits), "time"), in, end)
+		destination(f.to), f.owner.Name(), times(f.retransmits), in, end)
 	v.Evidence = Evidence{
 		{Key: "syn_retransmits", Value: int64(f.retransmits)},
 		sysctl(x, f.netns, "syn_retries"),

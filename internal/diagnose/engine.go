@@ -269,6 +269,9 @@ func (x *Engine) Report(rule Rule, key Key, f Finding, at int64, n uint64, conns
 	if fresh {
 		x.makeRoom()
 		l = &live{id: id, v: Verdict{Code: codes[id.rule], Netns: key.Netns, First: at, Last: at}}
+		if s, ok := f.(interface{ since() int64 }); ok {
+			l.v.First = min(at, s.since())
+		}
 		x.kept[id] = l
 		x.order = append(x.order, l)
 	}

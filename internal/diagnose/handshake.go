@@ -121,7 +121,7 @@ func (f *lateACKs) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{"listener", f.name.String()}
 	v.Process = process(f.owner)
 	v.Story = fmt.Sprintf("SYN-ACK sent again %s, then the handshake completed: a SYN-ACK or final ACK was lost or late on the way",
-		plural(uint64(f.total), "time"))
+		times(f.total))
 	v.Evidence = Evidence{
 		{Key: "retransmits", Value: int64(f.total)},
 		{Key: "retransmits_max", Value: int64(f.most)},
@@ -186,7 +186,7 @@ func (f *expired) Describe(x *Engine, v *Verdict) {
 	}
 	v.Subject = Subject{"listener", f.name.String()}
 	v.Process = process(f.owner)
-	v.Story = fmt.Sprintf("SYN-ACK sent again %s and never acknowledged: the handshake expired", plural(uint64(f.retransmits), "time"))
+	v.Story = fmt.Sprintf("SYN-ACK sent again %s and never acknowledged: the handshake expired", times(f.retransmits))
 	v.Evidence = Evidence{
 		{Key: "retransmits", Value: int64(f.retransmits)},
 		retries,

@@ -118,23 +118,19 @@ func held(c *timeline.Conn) bool {
 func (r *immediateClose) Changed(x *Engine, c *timeline.Conn) { r.count(c) }
 
 // count keeps the number of connections held.
-func (r *immediateClose) count(c *timeline.Conn) *holding {
+func (r *immediateClose) count(c *timeline.Conn) {
 	switch is, was := held(c), c.Tag&tagHeld != 0; {
 	case is && !was:
 		c.Tag |= tagHeld
-		h := r.holding(c)
-		h.live++
-		return h
+		r.holding(c).live++
 	case !is && was:
 		c.Tag &^= tagHeld
 		if p := r.found.get(holdingKey(c)); p != nil && (*p).live > 0 {
 			h := *p
 			h.live--
 			h.dipped = h.dipped || h.plateau > 0 && h.live < h.plateau
-			return h
 		}
 	}
-	return nil
 }
 
 func (r *immediateClose) holding(c *timeline.Conn) *holding {
@@ -153,26 +149,31 @@ func (r *immediateClose) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if c.Role() != timeline.RoleServer {
 		return
 	}
-	h := r.count(c)
+	if e.Kind == timeline.EntryAccepted {
+		r.holding(c).settle(x, e.At)
+	}
+	r.count(c)
 	switch e.Kind {
 	case timeline.EntryAccepted:
-		if h == nil {
-			h = r.holding(c)
-		}
-		h.settle(x, e.At)
+		h := r.holding(c)
 		h.accepted++
+		if end := c.Find(timeline.EntryFINSent, timeline.EntryClosed); end != nil { // told before
+			r.ending(x, c, end)
+			return
+		}
 		if len(h.young) >= youngKept {
 			h.young = append(h.young[:0], h.young[1:]...)
 		}
 		h.young = append(h.young, c)
-	case timeline.EntryFINSent:
-		if e.Old() == event.StateEstablished && e.ByProcess() && e.ByClose() {
-			r.closed(x, c, e)
-		}
-	case timeline.EntryClosed:
-		if e.Old() == event.StateEstablished && e.ByProcess() && e.Err() == 0 {
-			r.closed(x, c, e)
-		}
+	case timeline.EntryFINSent, timeline.EntryClosed:
+		r.ending(x, c, e)
+	}
+}
+
+// ending looks at whether e is a process's close of an open connection.
+func (r *immediateClose) ending(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Old() == event.StateEstablished && e.ByProcess() && (e.ByClose() || e.Kind == timeline.EntryClosed && e.Err() == 0) {
+		r.closed(x, c, e)
 	}
 }
 
@@ -286,6 +287,9 @@ func (h *holding) acceptedSince() uint64 {
 	return max(n, h.closes[n-1].accepted-h.closes[0].accepted+1)
 }
 
+// since is when the first of the closes was.
+func (h *holding) since() int64 { return h.closes[0].at }
+
 func (h *holding) pattern(plateau int, certain bool) pattern {
 	p := pattern{
 		closes:   uint64(len(h.closes)),
@@ -314,7 +318,10 @@ func (h *holding) Describe(x *Engine, v *Verdict) {
 	v.Process = process(h.owner)
 	level := Fact{Key: "plateau", Note: "the number of connections held was not the same each time"}
 	live := Fact{Key: "live_connections", Value: int64(p.live)}
-	if p.live < 0 {
+	switch {
+	case p.live == 0:
+		level.Note = "no other connections were held"
+	case p.live < 0:
 		live = Fact{Key: live.Key, Note: "not every connection of the process is known"}
 		level.Note = live.Note
 	}
@@ -336,7 +343,7 @@ func (h *holding) Describe(x *Engine, v *Verdict) {
 		}
 	}
 	v.Evidence = Evidence{
-		{Key: "count", Value: int64(h.total)},
+		{Key: "count", Value: int64(h.total - h.unsaid)},
 		{Key: "after_ms", Value: milliseconds(p.after)},
 		{Key: "bytes_written", Value: int64(p.written)},
 		{Key: "unread_bytes", Value: int64(p.unread)},

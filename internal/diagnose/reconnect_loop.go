@@ -60,7 +60,7 @@ type loop struct {
 	good   uint64         // connections that went otherwise, so far
 	recent []reconnection // the last loopLeast that were ended at once
 	run    uint64         // how many in a row without a pause
-	since  int64          // when that began
+	began  int64          // when that was
 	last   int64
 	unsaid uint64
 
@@ -96,7 +96,7 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 	}
 	at := end.At
 	if at-l.last > int64(loopWindow) || l.run == 0 {
-		l.run, l.since, l.unsaid = 0, at, 0
+		l.run, l.began, l.unsaid = 0, at, 0
 		l.recent = l.recent[:0]
 	}
 	l.run++
@@ -151,8 +151,11 @@ func endedAtOnce(c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration,
 	return end, lifetime, t.BytesReceived == 0 || t.BytesSent == 0 && t.BytesReceived <= loopRefusal
 }
 
+// since is when the loop began.
+func (l *loop) since() int64 { return l.began }
+
 func (l *loop) Describe(x *Engine, v *Verdict) {
-	window := time.Duration(l.last - l.since)
+	window := time.Duration(l.last - l.began)
 	v.Severity, v.Confidence = Error, Certain
 	said := "nothing exchanged"
 	switch {

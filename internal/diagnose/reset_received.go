@@ -145,9 +145,12 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{f.kind, destination(f.at)}
 	v.Process = process(f.owner)
 	v.Severity, v.Confidence = Warning, Certain
-	whose := "connections of " + f.owner.Name()
-	if !f.owner.Known() {
-		whose = "connections"
+	whose := "connections"
+	if v.Count == 1 {
+		whose = "a connection"
+	}
+	if f.owner.Known() {
+		whose += " of " + f.owner.Name()
 	}
 	when := "while established"
 	switch f.phase {

@@ -181,6 +181,9 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		reason = Fact{Key: "reason", Value: f.reason}
 	} else if x.o.Capabilities.HasRSTReason {
 		reason.Note = "the RST itself was not seen"
+		if f.confirmed {
+			reason.Note = "the kernel named none"
+		}
 	}
 	who := f.owner.Name()
 	why := Fact{Key: "cause", Note: "the socket showed nothing that explains it"}
@@ -201,7 +204,7 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		case &causeLate:
 			v.Story = fmt.Sprintf("data arrived after %s had called close(): RST sent", who)
 		default:
-			v.Story = fmt.Sprintf("RST sent to %s's connection: %s", who, c.text)
+			v.Story = fmt.Sprintf("RST sent on a connection of %s: %s", who, c.text)
 		}
 		if c.fix != "" {
 			v.Fix = []string{c.fix}

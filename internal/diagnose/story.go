@@ -36,7 +36,7 @@ func Well(c *timeline.Conn) bool {
 	if c.Tag&tagBad != 0 || c.Incomplete() || c.Phase() < timeline.PhaseSocket {
 		return false
 	}
-	if e := c.Find(timeline.EntryExpired, timeline.EntryForgotten, timeline.EntryRequestDropped); e != nil {
+	if e := c.Find(timeline.EntryExpired, timeline.EntryForgotten, timeline.EntryRequestDropped, timeline.EntryRequestAborted); e != nil {
 		return false
 	}
 	if e := c.Find(timeline.EntryConnectFailed); e != nil {
@@ -88,13 +88,13 @@ func (s *story) handshake() {
 		if again != nil {
 			n = again.Attempt()
 		}
-		s.say("half-open: SYN-ACK sent again %s, no final ACK came", plural(uint64(n), "time"))
+		s.say("half-open: SYN-ACK sent again %s, no final ACK came", times(n))
 	case est == nil && c.Find(timeline.EntryRequestAborted) != nil:
 		s.over = true
 		s.say("half-open: reset by the peer before the handshake was complete")
 	case est == nil && c.Phase() != timeline.PhaseSocket && again != nil && c.Find(timeline.EntryAccepted) == nil:
 		s.over = true
-		s.say("half-open: SYN-ACK sent again %s", plural(uint64(again.Attempt()), "time"))
+		s.say("half-open: SYN-ACK sent again %s", times(again.Attempt()))
 		if c.Incomplete() {
 			s.say("what became of it is not known")
 		}
@@ -103,7 +103,7 @@ func (s *story) handshake() {
 			s.say("beginning not seen")
 		}
 	case again != nil:
-		s.say("connected after the SYN-ACK was sent again %s", plural(uint64(again.Attempt()), "time"))
+		s.say("connected after the SYN-ACK was sent again %s", times(again.Attempt()))
 	default:
 		s.connected(est)
 	}
@@ -115,13 +115,11 @@ func (s *story) connected(est *timeline.Entry) {
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
 		t := "connected in " + timeline.Duration(est.Since(syn))
 		if n := c.Total(timeline.EntrySYNRetransmitted); n > 0 {
-			t += " with the SYN sent again " + plural(uint64(n), "time")
+			t += " with the SYN sent again " + times(n)
 		}
 		s.say("%s", t)
 		if c.Role() == timeline.RoleClient && c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0 {
-			if p := c.Peer(); p != nil && p.Find(timeline.EntryEstablished) == nil {
-				s.say("but the server dropped the final ACK: accept queue full")
-			}
+			s.othersQueue(est)
 		}
 		return
 	}
@@ -133,6 +131,23 @@ func (s *story) connected(est *timeline.Entry) {
 		s.say("accepted")
 	default:
 		s.say("handshake completed")
+	}
+}
+
+// othersQueue tells a client whose server on this host had a full queue.
+func (s *story) othersQueue(est *timeline.Entry) {
+	p := s.c.Peer()
+	if p == nil {
+		return
+	}
+	drop := p.Find(timeline.EntryRequestDropped)
+	in := p.Find(timeline.EntryEstablished)
+	switch {
+	case drop == nil:
+	case in == nil:
+		s.say("but the server never let it in: accept queue full")
+	default:
+		s.say("but the server let it in only %s later: accept queue full", timeline.Duration(max(0, in.Since(est))))
 	}
 }
 
@@ -169,10 +184,10 @@ func (s *story) dropped(est *timeline.Entry) bool {
 	}
 	var what []string
 	if syn > 0 {
-		what = append(what, "SYN dropped"+times(syn))
+		what = append(what, "SYN dropped"+more(syn))
 	}
 	if ack > 0 {
-		what = append(what, "final ACK dropped"+times(ack))
+		what = append(what, "final ACK dropped"+more(ack))
 	}
 	s.say("%s, accept queue full", strings.Join(what, ", "))
 	switch {
@@ -189,11 +204,12 @@ func (s *story) dropped(est *timeline.Entry) bool {
 	return true
 }
 
-func times(n int) string {
+// more is how often something happened that is told by itself once.
+func more(n int) string {
 	if n == 1 {
 		return ""
 	}
-	return fmt.Sprintf(" %d times", n)
+	return " " + times(n)
 }
 
 func (s *story) connectFailed(e *timeline.Entry) {
@@ -208,13 +224,13 @@ func (s *story) connectFailed(e *timeline.Entry) {
 	case err == errnoRefused:
 		s.say("connection refused: SYN answered by RST")
 	case err == errnoTimedOut:
-		s.say("never answered, SYN sent again %s%s, ETIMEDOUT", plural(uint64(n), "time"), waited)
+		s.say("never answered, SYN sent again %s%s, ETIMEDOUT", times(n), waited)
 	case err != 0:
 		s.say("connect() failed: %s", timeline.Errno(err))
 	case e.NoPort():
 		s.say("connect() failed before a SYN was sent: no local port")
 	case n > 0:
-		s.say("never answered, SYN sent again %s%s, the application gave up", plural(uint64(n), "time"), waited)
+		s.say("never answered, SYN sent again %s%s, the application gave up", times(n), waited)
 	default:
 		s.say("given up by the application before an answer came")
 	}
@@ -375,6 +391,10 @@ func (s *story) living(theirs int64) {
 		age := timeline.Duration(time.Duration(max(0, s.now-theirs)))
 		if !exact {
 			age = "at least " + age
+		}
+		if c.Role() == timeline.RoleServer && !c.Accepted() {
+			s.say("%s in CLOSE_WAIT, not yet accepted", age)
+			return
 		}
 		who := "its process"
 		if o := c.Owner(); o.Known() {

@@ -28,12 +28,15 @@ func Bytes(n uint64) string {
 	return fmt.Sprintf("%d bytes", n)
 }
 
-// plural writes a number with its noun.
-func plural(n uint64, noun string) string {
-	if n == 1 {
-		return "1 " + noun
+// times writes how often something was done again.
+func times(n int) string {
+	switch n {
+	case 1:
+		return "once"
+	case 2:
+		return "twice"
 	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return fmt.Sprintf("%d times", n)
 }
 
 // milliseconds with microseconds behind the point, for evidence.

@@ -26,6 +26,7 @@ func leaking(n int, x *diagnose.Engine) *timeline.Tracker {
 		tr.SnapshotOwner(e.Sock, 77, "worker")
 	}
 	tr.EndSnapshot(1, now+2)
+	tr.Advance(now + 3)
 	return tr
 }
 
@@ -43,7 +44,7 @@ func TestBytesPerConnection(t *testing.T) {
 	before := heap()
 	x := diagnose.New(diagnose.Options{}, nil)
 	tr := leaking(n, x)
-	tr.Advance(tr.Now() + int64(time.Second))
+	tr.Advance(tr.Now() + int64(6*time.Second))
 	if got := x.Stats().Verdicts["close-wait-leak"]; got != n {
 		t.Fatalf("%d of %d connections found", got, n)
 	}

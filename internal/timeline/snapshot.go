@@ -13,7 +13,6 @@ const settle = int64(time.Second)
 
 // BeginSnapshot announces the KindSnapshot events of every socket in netns.
 func (t *Tracker) BeginSnapshot(netns uint32, now int64) {
-	t.now = max(t.now, now)
 	if n := t.space(netns); n != nil {
 		n.inRound = true
 		n.roundAt = now
@@ -24,7 +23,6 @@ func (t *Tracker) BeginSnapshot(netns uint32, now int64) {
 // known before it and that it did not show are gone, unless events that are
 // still on their way tell their end.
 func (t *Tracker) EndSnapshot(netns uint32, now int64) {
-	t.now = max(t.now, now)
 	n := t.space(netns)
 	if n == nil || !n.inRound {
 		return

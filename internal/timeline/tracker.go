@@ -128,7 +128,9 @@ func New(o Options) *Tracker {
 // Handle takes the next event, in arrival order. It keeps nothing of e.
 func (t *Tracker) Handle(e *event.Event) {
 	t.stats.Events++
-	t.now = max(t.now, e.Time)
+	if e.Kind != event.KindSnapshot {
+		t.now = max(t.now, e.Time)
+	}
 	switch e.Kind {
 	case event.KindState:
 		switch {
@@ -174,7 +176,6 @@ func (t *Tracker) Process(p event.Process) { t.procs.learn(p) }
 // Lost tells that events never arrived, as noticed at that time. What lives
 // then, or ended shortly before, may have missed some.
 func (t *Tracker) Lost(at int64, l event.Lost) {
-	t.now = max(t.now, at)
 	t.stats.Lost += l.Count
 	if l.Count == 0 {
 		return
@@ -246,7 +247,8 @@ func (t *Tracker) Listeners() iter.Seq[*Listener] {
 	}
 }
 
-// Now is the newest time that an event or Advance has told.
+// Now is the newest time that an event or Advance has told. (Snapshots and
+// losses may be ahead of events that are still on their way.)
 func (t *Tracker) Now() int64 { return t.now }
 
 // SnapshotAt is when the newest completed snapshot of netns began, 0 if there

@@ -42,7 +42,7 @@ enum tcptrace_flag {
 	FLAG_AMBIGUOUS = 1 << 10,    /* the listener is one of several on this port (SO_REUSEPORT) */
 	FLAG_NO_SOCKET = 1 << 11,    /* RST_SENT: no full socket; addresses from the segment answered */
 	FLAG_LINGER_ZERO = 1 << 12,  /* SO_LINGER with timeout 0 */
-	FLAG_INFERRED = 1 << 13,     /* SYN_DROPPED, SYN_QUEUE_FULL, ACK_OVERFLOW: concluded from the queue after the fact (tracepoint-only mode) */
+	FLAG_INFERRED = 1 << 13,     /* SYN_DROPPED, SYN_QUEUE_FULL, ACK_OVERFLOW: concluded from the queue after the fact; STATE: so are the TIME_WAIT flags (tracepoint-only mode) */
 	FLAG_PROCESS = 1 << 14,      /* pid, comm, cgroup are the process that did this, by system call */
 	FLAG_ACKED = 1 << 15,        /* SYNACK_RETRANS: the final ACK had come and was dropped at a full accept queue */
 };
@@ -86,7 +86,7 @@ struct tcptrace_listener {
 	__u8 abort_on_overflow;/* net.ipv4.tcp_abort_on_overflow */
 	__u8 syncookies;       /* net.ipv4.tcp_syncookies */
 	__u8 attempt;          /* SYNACK_RETRANS: how many so far, this one included */
-	__u8 _pad;
+	__u8 synack_retries;   /* the listener's own or net.ipv4.tcp_synack_retries */
 };
 
 struct tcptrace_event {
@@ -106,7 +106,7 @@ struct tcptrace_event {
 	__u8 attempt;          /* RETRANSMIT, RTO: icsk_retransmits (0: not timer-driven); SYN_SENT to CLOSE: SYN retransmissions */
 	__u16 err;             /* sk_err, an errno */
 	__u16 flags;           /* enum tcptrace_flag */
-	__u32 reason;          /* see the kind */
+	__u32 reason;          /* see the kind; STATE from SYN_SENT to CLOSE: how often the SYN may be sent again */
 	union {
 		struct tcptrace_traffic t;
 		struct tcptrace_listener l;

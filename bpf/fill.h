@@ -163,6 +163,7 @@ static __always_inline void fill_listener(struct tcptrace_event *e, struct sock 
 	e->l.somaxconn = RD_raw(net, core.sysctl_somaxconn);
 	e->l.abort_on_overflow = READ_SIZED(net, ipv4.sysctl_tcp_abort_on_overflow);
 	e->l.syncookies = READ_SIZED(net, ipv4.sysctl_tcp_syncookies);
+	e->l.synack_retries = RD_raw(icsk, icsk_syn_retries) ?: (__u8)READ_SIZED(net, ipv4.sysctl_tcp_synack_retries);
 }
 
 /* The process that made the system call we are in. The name is the thread
@@ -224,5 +225,24 @@ static __always_inline bool fill_from_skb_##K(struct tcptrace_event *e, struct s
 
 DEFINE_FILL_SKB(btf)
 DEFINE_FILL_SKB(raw)
+
+/* The namespace of a received segment. tcp_v4_rcv() takes the device away
+ * before a socket gets the segment; its route still has it.
+ */
+static __always_inline __u32 netns_of_skb(struct sk_buff *skb)
+{
+	struct net_device *dev = RD_raw(skb, dev);
+	struct dst_entry *dst;
+	struct net *net;
+
+	if (!dev) {
+		dst = (void *)(RD_raw(skb, _skb_refdst) & ~1UL); /* bit 0: not counted */
+		if (!dst)
+			return 0;
+		dev = RD_raw(dst, dev);
+	}
+	net = RD_raw(dev, nd_net.net);
+	return RD_raw(net, ns.inum);
+}
 
 #endif

@@ -60,7 +60,7 @@ enum tcp_state {
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 enum sock_flags { SOCK_DEAD, SOCK_DONE, SOCK_URGINLINE, SOCK_KEEPOPEN, SOCK_LINGER };
-enum skb_drop_reason { SKB_DROP_REASON_TCP_LISTEN_OVERFLOW = 1 };
+enum skb_drop_reason { SKB_DROP_REASON_NO_SOCKET = 1, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW = 2 };
 
 typedef struct { int counter; } atomic_t;
 typedef struct { __s64 counter; } atomic64_t;
@@ -75,6 +75,8 @@ struct netns_ipv4 {
 	int sysctl_tcp_abort_on_overflow;  /* (sized) */
 	int sysctl_tcp_syncookies;         /* (sized) */
 	int sysctl_max_syn_backlog;        /* (sized) */
+	int sysctl_tcp_syn_retries;        /* (sized) */
+	int sysctl_tcp_synack_retries;     /* (sized) */
 	int sysctl_tcp_keepalive_time;     /* jiffies */
 	int sysctl_tcp_keepalive_intvl;    /* jiffies */
 	int sysctl_tcp_keepalive_probes;   /* (sized) */
@@ -130,6 +132,7 @@ struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
 	__u8 icsk_retransmits;
+	__u8 icsk_syn_retries;
 };
 
 struct tcp_sock {
@@ -179,8 +182,11 @@ struct tcp_timewait_sock {
 
 struct net_device { possible_net_t nd_net; };
 
+struct dst_entry { struct net_device *dev; };
+
 struct sk_buff {
 	struct net_device *dev;
+	unsigned long _skb_refdst;
 	int skb_iif;
 	__be16 protocol;
 	__u16 transport_header;

@@ -147,9 +147,9 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 		return 0;
 	if ((tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_SYN)
 		return 0;
-	if (!fill_from_skb_btf(&at, skb, &tcp_flags) || !skb->dev)
+	if (!fill_from_skb_btf(&at, skb, &tcp_flags))
 		return 0;
-	at.netns = skb->dev->nd_net.net->ns.inum;
+	at.netns = netns_of_skb(skb);
 	ref = find_listener(&at);
 	if (!ref)
 		return 0;
@@ -177,8 +177,11 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 	return 0;
 }
 
-/* tracepoint-only, since 6.18: the kernel names the drop and its listener. */
-static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk)
+/* tracepoint-only, since 6.18: the kernel names the drop and its listener. An
+ * ACK behind a SYN cookie is dropped by another name, "no socket": with a
+ * listener and a full queue that is the same (cookie_v4_check).
+ */
+static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk, bool cookie)
 {
 	struct listener_ref *ref;
 	struct tcptrace_event *e;
@@ -186,6 +189,8 @@ static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk)
 	__u32 netns;
 
 	if (!sk || RD_raw(sk, __sk_common.skc_state) != TCP_LISTEN)
+		return 0;
+	if (cookie && !accept_queue_full(sk))
 		return 0;
 	netns = netns_raw(&sk->__sk_common);
 	count(netns, AUDIT_LISTEN_OVERFLOWS);
@@ -204,7 +209,9 @@ static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk)
 		count_lost(LOST_UNREADABLE);
 		return 0;
 	}
-	if (e->l.abort_on_overflow)
+	if (cookie)
+		e->flags |= FLAG_COOKIE | FLAG_INFERRED;
+	else if (e->l.abort_on_overflow)
 		e->flags |= FLAG_RST;
 	ref = find_listener(e);
 	if (ref && ref->count == 1) /* these drops are told already */

@@ -8,18 +8,6 @@ static __always_inline bool accept_queue_full(struct sock *sk)
 	return RD_raw(sk, sk_ack_backlog) > RD_raw(sk, sk_max_ack_backlog);
 }
 
-/* The namespace of a segment that no socket wanted. */
-static __always_inline __u32 netns_of_skb(struct sk_buff *skb)
-{
-	struct net_device *dev = RD_raw(skb, dev);
-	struct net *net;
-
-	if (!dev)
-		return 0;
-	net = RD_raw(dev, nd_net.net);
-	return RD_raw(net, ns.inum);
-}
-
 /* sk may be missing, a listener, a minisocket (only sock_common is there) or a
  * full socket. skb is the segment being answered, missing where the host
  * resets by itself. All read as raw addresses: resets are rare.

@@ -71,8 +71,9 @@ static __always_inline __u16 time_wait_flag(const struct tcptrace_event *e, stru
 	if (e->err || e->t.unread || (e->flags & FLAG_LINGER_ZERO))
 		return 0;
 	if (e->flags & FLAG_DONE)
-		return FLAG_TIME_WAIT;
-	return e->flags & FLAG_DEAD ? FLAG_TIME_WAIT_FW2 : 0;
+		return FLAG_TIME_WAIT | FLAG_INFERRED;
+	/* or data came after close(): then a RST follows at once */
+	return e->flags & FLAG_DEAD ? FLAG_TIME_WAIT_FW2 | FLAG_INFERRED : 0;
 }
 
 /* Transitions made by a system call of the socket's own process. All others
@@ -151,8 +152,12 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 		fill_traffic_btf(e, tp);
 		if (new == TCP_CLOSE) {
 			e->flags |= time_wait_flag(e, sk);
-			if (old == TCP_SYN_SENT)
+			if (old == TCP_SYN_SENT) {
+				struct net *net = sk->__sk_common.skc_net.net;
+
 				e->attempt = tp->inet_conn.icsk_retransmits;
+				e->reason = tp->inet_conn.icsk_syn_retries ?: (__u8)READ_SIZED(net, ipv4.sysctl_tcp_syn_retries);
+			}
 		}
 	}
 	if (by_process(old, new, err))

@@ -106,10 +106,15 @@ int tp_consume_skb(args_t *ctx)
 SEC("tp_btf/kfree_skb")
 int tp_kfree_skb(args_t *ctx)
 {
+	__u32 reason;
+
 	SKIP_IF_EMPTY;
-	if ((__u32)ctx[2] != bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW))
-		return 0;
-	return on_dropped((void *)ctx[0], (void *)ctx[3]);
+	reason = ctx[2];
+	if (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW))
+		return on_dropped((void *)ctx[0], (void *)ctx[3], false);
+	if (ctx[3] && reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NO_SOCKET))
+		return on_dropped((void *)ctx[0], (void *)ctx[3], true);
+	return 0;
 }
 
 /* listen overflow */

@@ -138,7 +138,7 @@ type bpfTcptraceListener struct {
 	AbortOnOverflow uint8
 	Syncookies      uint8
 	Attempt         uint8
-	Pad             uint8
+	SynackRetries   uint8
 }
 
 type bpfTcptraceLost uint32

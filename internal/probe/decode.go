@@ -65,6 +65,7 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 			AbortOnOverflow: l.AbortOnOverflow != 0,
 			SYNCookies:      l.Syncookies,
 			Attempt:         l.Attempt,
+			SYNACKRetries:   l.SynackRetries,
 		}
 	} else {
 		e.Traffic = event.Traffic{

@@ -91,12 +91,12 @@ func TestDecode(t *testing.T) {
 func TestDecodeListener(t *testing.T) {
 	r := bpfTcptraceEvent{Kind: uint8(event.KindSYNDropped), OldState: uint8(event.StateListen), NewState: uint8(event.StateListen), RemotePort: 9}
 	*(*bpfTcptraceListener)(unsafe.Pointer(&r.T)) = bpfTcptraceListener{
-		Listener: 1, QueueLen: 2, QueueLimit: 3, SynQueueLen: 4, Somaxconn: 5, Backlog: 6, AbortOnOverflow: 1, Syncookies: 2, Attempt: 7,
+		Listener: 1, QueueLen: 2, QueueLimit: 3, SynQueueLen: 4, Somaxconn: 5, Backlog: 6, AbortOnOverflow: 1, Syncookies: 2, Attempt: 7, SynackRetries: 8,
 	}
 	var e event.Event
 	require.NoError(t, decode(record(&r), &e))
 	assert.Equal(t, event.Listener{
-		ID: 1, QueueLen: 2, QueueLimit: 3, SYNQueueLen: 4, Somaxconn: 5, Backlog: 6, AbortOnOverflow: true, SYNCookies: 2, Attempt: 7,
+		ID: 1, QueueLen: 2, QueueLimit: 3, SYNQueueLen: 4, Somaxconn: 5, Backlog: 6, AbortOnOverflow: true, SYNCookies: 2, Attempt: 7, SYNACKRetries: 8,
 	}, e.Listener)
 	assert.Zero(t, e.Traffic, "a listener has no traffic")
 	assert.EqualValues(t, 9, e.Remote.Port(), "the client whose SYN was dropped")

@@ -69,7 +69,7 @@ const (
 	FlagAmbiguous   Flags = 1 << 10 // the listener is one of several on this port (SO_REUSEPORT)
 	FlagNoSocket    Flags = 1 << 11 // KindRSTSent: there was no full socket
 	FlagLingerZero  Flags = 1 << 12 // SO_LINGER with a timeout of 0: close() resets
-	FlagInferred    Flags = 1 << 13 // concluded from the queue after the fact (tracepoint-only mode)
+	FlagInferred    Flags = 1 << 13 // concluded from the queue after the fact, or the TIME_WAIT flags from the state (tracepoint-only mode)
 	FlagProcess     Flags = 1 << 14 // PID, Comm and Cgroup are the process that did this
 	FlagACKed       Flags = 1 << 15 // KindSYNACKRetrans: the final ACK had come and was dropped at a full accept queue
 )
@@ -108,6 +108,7 @@ type Listener struct {
 	AbortOnOverflow bool
 	SYNCookies      uint8 // net.ipv4.tcp_syncookies: 0, 1 or 2
 	Attempt         uint8 // KindSYNACKRetrans: retransmissions so far, this one included
+	SYNACKRetries   uint8 // the listener's own limit or net.ipv4.tcp_synack_retries
 }
 
 // Inventory is what a socket snapshot knows beyond Event.
@@ -145,7 +146,7 @@ type Event struct {
 
 	Err     uint16 // sk_err, an errno
 	Attempt uint8  // KindRetransmit, KindRTO: consecutive timer expiries; SYN_SENT to CLOSE: SYN retransmissions
-	Reason  uint32 // see Kind
+	Reason  uint32 // see Kind; SYN_SENT to CLOSE: how often the SYN may be sent again (tcp_syn_retries or TCP_SYNCNT)
 
 	Traffic   Traffic    // of full sockets
 	Listener  Listener   // of listeners: KindListen, KindSYN*, KindACKOverflow, KindSYNACKRetrans, KindState from or to LISTEN, KindSnapshot in LISTEN

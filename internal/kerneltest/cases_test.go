@@ -1,0 +1,261 @@
+package kerneltest
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/filter"
+	"github.com/tcptrace/tcptrace/internal/lab"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const (
+	// closeWait is the threshold in these tests, so that they need not wait
+	// for the default of a minute.
+	closeWait = 2 * time.Second
+	// together is how many cases happen at the same time: they mostly wait.
+	together = 6
+)
+
+// played is one case as it happened.
+type played struct {
+	lab.Case
+	env   *lab.Env
+	truth *lab.Truth
+	err   error
+	netns map[uint32]bool
+}
+
+// TestCases plays all cases, several at a time and each in namespaces of its
+// own, under one watch, and holds what it says of each namespace against the
+// participants' and the kernel's own account.
+func TestCases(t *testing.T) {
+	var all []*played
+	only := os.Getenv("TCPTRACE_CASES") // for work on a case: IDs, separated by commas
+	for _, c := range lab.Cases() {
+		if only != "" && !slices.Contains(strings.Split(only, ","), c.ID) {
+			continue
+		}
+		env, err := lab.NewEnv(lab.Options{
+			Patience:  patience(),
+			CloseWait: closeWait + 3*time.Second,
+			Logf:      func(f string, a ...any) { t.Log(c.ID + ": " + fmt.Sprintf(f, a...)) },
+		})
+		if err != nil {
+			t.Fatalf("%s: %v (these tests need root)", c.ID, err)
+		}
+		p := &played{Case: c, env: env}
+		t.Cleanup(func() { _ = env.Close() })
+		all = append(all, p)
+	}
+	each(all, func(ctx context.Context, p *played) error {
+		if p.Prepare == nil {
+			return nil
+		}
+		return p.Prepare(ctx, p.env)
+	})
+	for _, p := range all {
+		require.NoError(t, p.err, p.ID)
+		p.netns = map[uint32]bool{}
+		for _, ns := range p.env.Namespaces() {
+			p.netns[uint32(ns.Inode())] = true
+		}
+	}
+
+	w := watch(t, filter.Filter{}, diagnose.Options{CloseWait: closeWait})
+	each(all, func(ctx context.Context, p *played) (err error) {
+		p.truth, err = p.Run(ctx, p.env)
+		return err
+	})
+	for _, p := range all {
+		require.NoError(t, p.err, p.ID)
+	}
+	// A handshake is given up on some time after its last SYN-ACK; leaks are
+	// looked for once a second.
+	time.Sleep(6 * time.Second)
+	w.end(t)
+
+	require.Empty(t, w.lost, "events were lost")
+	for _, p := range all {
+		t.Run(p.ID, func(t *testing.T) { judge(t, w, p) })
+	}
+}
+
+// each runs f for all cases, some at a time.
+func each(all []*played, f func(context.Context, *played) error) {
+	slots := make(chan struct{}, together)
+	var wg sync.WaitGroup
+	for _, p := range all {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(context.Background(), 2*patience())
+			defer cancel()
+			p.err = f(ctx, p)
+		})
+	}
+	wg.Wait()
+}
+
+// judge compares.
+func judge(t *testing.T, w *watcher, p *played) {
+	defer func() {
+		if t.Failed() {
+			tell(t, w, p)
+		}
+	}()
+	got := w.final(p.netns)
+	for _, v := range got {
+		t.Logf("%s %s (%s) x%d %s: %s", v.Severity, v.Code, v.Confidence, v.Count, v.Subject.Name, v.Story)
+		if p.truth.Forbids(v.Code) {
+			t.Errorf("%s is not true of this case: %s", v.Code, v.Story)
+		}
+	}
+	for _, want := range p.truth.Expect {
+		if !exists(want.Code) {
+			continue // a verdict of a later version
+		}
+		if why := unknowable(w.caps, p.ID, want.Code); why != "" {
+			t.Logf("%s can't be known here: %s", want.Code, why)
+			continue
+		}
+		i := slices.IndexFunc(got, func(v *render.Verdict) bool { return v.Code == want.Code && about(v, want) })
+		if i < 0 {
+			t.Errorf("no %s about %v by %s[%d]", want.Code, want.Listener, want.Process.Comm, want.Process.PID)
+			continue
+		}
+		v := got[i]
+		if want.Count > 0 {
+			assert.Equal(t, uint64(want.Count), v.Count, "count of %s", want.Code)
+		}
+		if want.Process.PID != 0 {
+			if assert.NotNil(t, v.Process, "process of %s", want.Code) {
+				assert.Equal(t, uint32(want.Process.PID), v.Process.PID, "process of %s", want.Code)
+				assert.Equal(t, want.Process.Comm, v.Process.Comm, "process of %s", want.Code)
+			}
+		}
+		evidence(t, v)
+	}
+	if p.Healthy() {
+		assert.Empty(t, got, "healthy traffic gives no verdict")
+	}
+	for _, a := range w.summary.Audit {
+		if !p.netns[a.Netns] {
+			continue
+		}
+		if a.Exact {
+			assert.Equal(t, a.Kernel, a.Explained, "%s of namespace %d", a.Counter, a.Netns)
+		} else {
+			t.Logf("%s: kernel %d, explained %d: %s", a.Counter, a.Kernel, a.Explained, a.Note)
+			assert.NotEmpty(t, a.Note, "%s is not exact and nobody says why", a.Counter)
+			if full(w.caps) {
+				assert.Fail(t, "with full hooks every counter is exact", "%s: %s", a.Counter, a.Note)
+			}
+		}
+	}
+}
+
+// about says whether a verdict speaks of what was expected.
+func about(v *render.Verdict, want lab.Expectation) bool {
+	if !want.Listener.IsValid() {
+		return true
+	}
+	if want.Process.PID != 0 && v.Process != nil && v.Process.PID != uint32(want.Process.PID) {
+		return false
+	}
+	name := want.Listener.String()
+	if strings.Contains(v.Subject.Name, name) {
+		return true
+	}
+	for _, f := range v.Evidence {
+		if s, ok := f.Value.(string); ok && strings.Contains(s, name) {
+			return true
+		}
+		if l, ok := f.Value.([]string); ok && slices.ContainsFunc(l, func(s string) bool { return strings.Contains(s, name) }) {
+			return true
+		}
+	}
+	// A listener on all addresses is shown as it was bound.
+	if a, err := netip.ParseAddrPort(v.Subject.Name); err == nil {
+		return a.Addr().IsUnspecified() && a.Port() == want.Listener.Port()
+	}
+	return false
+}
+
+// promised are the evidence keys that spec.md names.
+var promised = map[string][]string{
+	"accept-queue-overflow": {"backlog_limit", "backlog_argument", "somaxconn", "limited_by", "queue_len", "abort_on_overflow", "syn_dropped", "ack_dropped", "rst_sent", "clients"},
+	"backlog-clamped":       {"backlog_argument", "somaxconn"},
+	"final-ack-lost":        {"retransmits"},
+	"handshake-timeout":     {"retransmits", "synack_retries"},
+	"connect-refused":       {"errno"},
+	"connect-timeout":       {"syn_retransmits", "syn_retries", "waited_ms"},
+	"immediate-close":       {"count", "after_ms", "bytes_written", "live_connections", "plateau"},
+	"reconnect-loop":        {"count", "window_ms", "lifetime_ms", "destination"},
+	"close-wait-leak":       {"count", "remote", "oldest_s", "newest_s", "growth_per_min", "keepalive", "reaped_after_s"},
+	"reset-sent":            {"reason", "cause", "unread_bytes"},
+	"reset-received":        {"phase", "after_ms", "bytes_sent", "bytes_received"},
+}
+
+func evidence(t *testing.T, v *render.Verdict) {
+	have := map[string]bool{}
+	for _, f := range v.Evidence {
+		have[f.Key] = true
+	}
+	for _, k := range promised[v.Code] {
+		assert.True(t, have[k], "%s has no evidence %s", v.Code, k)
+	}
+}
+
+func exists(code string) bool {
+	return slices.ContainsFunc(diagnose.Catalogue(), func(d diagnose.Doc) bool { return d.Code == code })
+}
+
+// full says whether every hook is attached the exact way.
+func full(c event.Capabilities) bool {
+	for _, h := range c.Hooks {
+		if h.Via == "none" {
+			return false
+		}
+		if h.Name == "tcp_conn_request" && h.Via == "tracepoint" {
+			return false
+		}
+	}
+	return c.HasAllRSTSent
+}
+
+// unknowable says why a verdict can't be had with these hooks. With full
+// hooks nothing may stand here.
+func unknowable(c event.Capabilities, id, code string) string {
+	if full(c) {
+		return ""
+	}
+	return ""
+}
+
+// tell logs what was seen of a case that failed.
+func tell(t *testing.T, w *watcher, p *played) {
+	told := 0
+	for _, c := range w.connections {
+		if !p.netns[c.Netns] || told > 8 {
+			continue
+		}
+		told++
+		t.Logf("%s %s %s %s->%s by %s[%d]: %s %v", c.ID, c.Role, c.State, c.Local, c.Remote, c.Process.Comm, c.Process.PID, c.Story, c.Verdicts)
+		for _, e := range c.Timeline {
+			t.Logf("    %10.3f ms  %-18s %s %v", float64(e.At-c.Timeline[0].At)/1e6, e.Event, e.Text, e.Detail)
+		}
+	}
+}

@@ -20,7 +20,7 @@ var docAcceptQueueOverflow = Doc{
 What the client sees of a refused final ACK depends on net.ipv4.tcp_abort_on_overflow. With 1 it gets "connection reset by peer" on a connection that it believed to be open. With 0, the default, it sees nothing: it sends its request into a connection that does not exist at the server, and waits.
 
 The queue is the symptom. It fills because accept() is called too late or too seldom: an application that is starting, blocked, out of threads, or short of CPU.`,
-	Counts: "SYNs and final ACKs that met the full queue",
+	Counts: "connections concerned; the evidence counts their SYNs and final ACKs",
 	Evidence: []DocKey{
 		{"backlog_limit", "connections", "limit of the queue when it overflowed; it holds one more"},
 		{"backlog_argument", "connections", "what the application passed to listen(); null if that was before tracing began"},
@@ -119,7 +119,11 @@ func (r *acceptQueueOverflow) Entry(x *Engine, c *timeline.Conn, e *timeline.Ent
 		o.sure++
 	}
 	o.clients.add(c.Remote().Addr())
-	x.Report(r, k, o, e.Until(), 1, c)
+	n := uint64(1)
+	if tagged(r, c) { // the same connection again
+		n = 0
+	}
+	x.Report(r, k, o, e.Until(), n, c)
 	if peer := c.Peer(); peer != nil {
 		x.tag(r, peer, Error)
 	}

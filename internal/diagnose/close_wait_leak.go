@@ -168,7 +168,7 @@ func (r *closeWaitLeak) judge(x *Engine, now int64, t *timeline.Tracker, c *time
 	// A snapshot tells; without one, after a while, it is likely not so.
 	sure = t.SnapshotAt(c.Netns()) > since
 	if !sure {
-		x.wantSnapshot(c.Netns())
+		x.sockets.add(c.Netns(), now)
 		if idle < int64(x.o.CloseWait)+int64(closeWaitPatience) && !tagged(r, c) {
 			return 0, false, false, false
 		}

@@ -46,7 +46,7 @@ var docConnectTimeout = Doc{
 	Summary:  "our SYN was never answered",
 	Meaning: `The SYN was sent again and again (net.ipv4.tcp_syn_retries times, after 1 s, 2 s, 4 s, ...) until the kernel gave up with ETIMEDOUT, or until the application gave up before that. An application that gives up before the first retransmission is not reported: trying two addresses in parallel looks like that.
 
-From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where the listener is on this host too, that is known and reported as accept-queue-overflow instead.`,
+From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where the listener is on this host too, that is known: accept-queue-overflow names the cause then, and this verdict is information.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"syn_retransmits", "count", "how often the SYN was sent again, the most"},
@@ -54,6 +54,7 @@ From this host it cannot be told whether the SYN or its answer was lost on the w
 		{"waited_ms", "ms", "from the SYN to the end, the longest"},
 		{"destination", "", "where to"},
 		{"gave_up", "", "who ended it: the kernel (ETIMEDOUT), the application, or both"},
+		{"listener", "", "what the listener did, where it is on this host too; else null"},
 	},
 	Fix: []string{
 		"check the way to the destination: routing, firewalls and security groups that drop silently, and that the host is up",
@@ -133,24 +134,42 @@ type timeouts struct {
 	retransmits         int
 	waited              time.Duration
 	kernel, application bool
+	full                bool // the listener is here, and its accept queue was full
+	answered            bool // the listener is here, and sent SYN-ACKs
+}
+
+func (r *connectTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind == timeline.EntrySYNRetransmitted {
+		x.facts.add(c.Netns(), x.now)
+	}
 }
 
 // Ended waits for the listener's side of the story, where that is here too.
 func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	e := c.Find(timeline.EntryConnectFailed)
-	if e == nil || e.NoPort() || c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0 {
+	if e == nil || e.NoPort() {
 		return
 	}
 	n := max(e.SYNRetransmissions(), c.Total(timeline.EntrySYNRetransmitted))
 	if e.Err() != errnoTimedOut && (e.Err() != 0 || n == 0) {
 		return
 	}
-	if p := c.Peer(); p != nil && p.Len() > 0 {
-		return // the other end saw the SYN: whatever it was, not silence
+	// The listener's side of the story, where that is here too.
+	key := connectKey(c)
+	full := c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0
+	answered := false
+	if p := c.Peer(); p != nil && !full {
+		answered = p.Find(timeline.EntrySYNACKRetransmitted, timeline.EntryEstablished) != nil
 	}
-	p := r.found.make(connectKey(c))
+	switch {
+	case full:
+		key.What = "full"
+	case answered:
+		key.What = "answered"
+	}
+	p := r.found.make(key)
 	if *p == nil {
-		*p = &timeouts{to: c.Remote(), netns: c.Netns(), owner: c.Owner()}
+		*p = &timeouts{to: c.Remote(), netns: c.Netns(), owner: c.Owner(), full: full, answered: answered}
 	}
 	f := *p
 	f.retransmits = max(f.retransmits, n)
@@ -162,7 +181,7 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	} else {
 		f.application = true
 	}
-	x.Report(r, connectKey(c), f, e.At, 1, c)
+	x.Report(r, key, f, e.At, 1, c)
 }
 
 func (f *timeouts) Describe(x *Engine, v *Verdict) {
@@ -185,14 +204,28 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 	}
 	v.Story = fmt.Sprintf("%s never answered %s: SYN sent again %s%s, %s",
 		destination(f.to), f.owner.Name(), times(f.retransmits), in, end)
+	v.Fix = docConnectTimeout.Fix
+	other := Fact{Key: "listener", Note: "not on this host"}
+	switch {
+	case f.full:
+		// One cause, not two errors.
+		v.Severity = Info
+		v.Story += ": see accept-queue-overflow at the listener, on this host"
+		v.Fix = []string{"see the verdict about the listener: " + codeAcceptQueueOverflow}
+		other = Fact{Key: "listener", Value: "dropped the SYN: accept queue full"}
+	case f.answered:
+		v.Story += "; the listener, on this host, did answer: its SYN-ACK got lost"
+		v.Fix = []string{"look for what drops SYN-ACKs between the two, on this host: netfilter rules, reverse path filtering, routes of the namespaces"}
+		other = Fact{Key: "listener", Value: "sent SYN-ACKs"}
+	}
 	v.Evidence = Evidence{
 		{Key: "syn_retransmits", Value: int64(f.retransmits)},
 		sysctl(x, f.netns, "syn_retries"),
 		waited,
 		{Key: "destination", Value: destination(f.to)},
 		{Key: "gave_up", Value: by},
+		other,
 	}
-	v.Fix = docConnectTimeout.Fix
 }
 
 // sysctl quotes a setting of the namespace, null where that is not known.

@@ -96,8 +96,8 @@ type Engine struct {
 	netns    map[uint32]event.Namespace
 	lost     uint64 // events lost so far
 	lostAt   int64  // when that was last seen to grow
-	wanted   map[uint32]int64
-	asked    []uint32
+	sockets  wishes // namespaces whose sockets should be looked at
+	facts    wishes // namespaces whose settings should be read
 
 	kept    map[liveKey]*live
 	order   []*live // oldest first
@@ -137,7 +137,6 @@ func New(o Options, s Sink) *Engine {
 		o:      o,
 		sink:   s,
 		netns:  make(map[uint32]event.Namespace),
-		wanted: make(map[uint32]int64),
 		kept:   make(map[liveKey]*live),
 		totals: make(map[string]uint64),
 	}
@@ -220,23 +219,40 @@ func (x *Engine) Tick(now int64, t *timeline.Tracker) {
 // SnapshotWanted returns the network namespaces whose sockets should be looked
 // at again before connections in them are judged, each at most once in a
 // while. Call it after Tick; an answer is welcome, not needed.
-func (x *Engine) SnapshotWanted() []uint32 {
-	asked := x.asked
-	x.asked = nil
-	return asked
+func (x *Engine) SnapshotWanted() []uint32 { return x.sockets.take() }
+
+// FactsWanted returns the network namespaces whose settings a verdict may soon
+// be founded on, and which may have changed since they were read: they should
+// be read and told again ([timeline.Tracker.Namespace]). As SnapshotWanted.
+func (x *Engine) FactsWanted() []uint32 { return x.facts.take() }
+
+// wishes are asked for at most once in a while each.
+type wishes struct {
+	at   map[uint32]int64
+	list []uint32
 }
 
-// wantSnapshot asks for one of netns.
-func (x *Engine) wantSnapshot(netns uint32) {
-	const pause = int64(10 * time.Second)
-	if at, ok := x.wanted[netns]; ok && x.now-at < pause {
+func (w *wishes) add(netns uint32, now int64) {
+	const pause, most = int64(10 * time.Second), 4096
+	if at, ok := w.at[netns]; ok && now-at < pause {
 		return
 	}
-	if len(x.wanted) >= 4096 {
-		clear(x.wanted)
+	if len(w.at) >= most {
+		clear(w.at)
 	}
-	x.wanted[netns] = x.now
-	x.asked = append(x.asked, netns)
+	if w.at == nil {
+		w.at = make(map[uint32]int64)
+	}
+	w.at[netns] = now
+	if len(w.list) < most {
+		w.list = append(w.list, netns)
+	}
+}
+
+func (w *wishes) take() []uint32 {
+	list := w.list
+	w.list = nil
+	return list
 }
 
 // Finish hands out the last word on every verdict, in the order in which they
@@ -259,7 +275,8 @@ func (x *Engine) Stats() Stats {
 	return s
 }
 
-// Report tells that rule holds for f, n times more at that time, as conns
+// Report tells that rule holds for f, n times more at that time (0: for the
+// same as before, but more of it), as conns
 // show (none where no connection is part of it). The first report of a finding
 // hands the verdict out, later ones let it grow.
 func (x *Engine) Report(rule Rule, key Key, f Finding, at int64, n uint64, conns ...*timeline.Conn) {
@@ -267,6 +284,7 @@ func (x *Engine) Report(rule Rule, key Key, f Finding, at int64, n uint64, conns
 	l := x.kept[id]
 	fresh := l == nil
 	if fresh {
+		n = max(n, 1)
 		x.makeRoom()
 		l = &live{id: id, v: Verdict{Code: codes[id.rule], Netns: key.Netns, First: at, Last: at}}
 		if s, ok := f.(interface{ since() int64 }); ok {

@@ -151,6 +151,9 @@ type expired struct {
 }
 
 func (r *handshakeTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind == timeline.EntrySYNACKRetransmitted {
+		x.facts.add(c.Netns(), x.now)
+	}
 	if e.Kind != timeline.EntryExpired || c.Incomplete() || c.QueueWasFull() ||
 		c.Find(timeline.EntryRequestDropped) != nil {
 		return

@@ -128,6 +128,9 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	reason := c.ResetReason()
 	sent := c.Find(timeline.EntryRSTSent)
 	closed := c.Find(timeline.EntryClosed)
+	if c.DataAfterClose() && closed == nil { // its event was lost
+		return &causeLate, event.StateUnknown, sent.At, true
+	}
 	if closed == nil {
 		return nil, 0, 0, false
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -421,33 +422,52 @@ func (c *Conn) Closer() Closer {
 }
 
 // DataAfterClose reports whether the connection ended because data arrived
-// after this end's close().
+// after this end's close(): the kernel drops the socket and answers by RST. It
+// may do so through its path for a received RST, of which there was none then.
 func (c *Conn) DataAfterClose() bool {
+	if n := c.ResetReason(); n != "" && !strings.HasSuffix(n, "ABORT_ON_DATA") {
+		return false
+	}
+	closed := false
 	for i := 0; i < int(c.n); i++ {
-		if c.At(i).Kind == EntryRSTReceived && c.dataAfterClose(i) {
-			return true
+		switch e := c.At(i); e.Kind {
+		case EntryFINSent:
+			closed = closed || e.ByClose() || !e.ByProcess()
+		case EntryRSTReceived, EntryClosed:
+			if closed && c.answeredByRST(i) {
+				return true
+			}
 		}
 	}
 	return false
 }
 
-// dataAfterClose reports whether the RST "received" at i is the kernel's own:
-// data that arrives after close() goes through the kernel's path for a
-// received RST, and is then answered by one.
+// dataAfterClose reports whether the RST "received" at i is the kernel's own.
 func (c *Conn) dataAfterClose(i int) bool {
-	e := c.At(i)
-	switch e.New() {
+	switch c.At(i).New() {
 	case event.StateFinWait1, event.StateFinWait2, event.StateClosing, event.StateLastAck:
-	default:
+		return c.answeredByRST(i)
+	}
+	return false
+}
+
+// answeredByRST reports whether this end sent a RST at once after entry i,
+// which ended a connection that it had closed before.
+func (c *Conn) answeredByRST(i int) bool {
+	e := c.At(i)
+	if e.Kind == EntryClosed && (e.Old() == event.StateEstablished || e.Old() == event.StateCloseWait || e.Err() == errTimedOut) {
 		return false
 	}
 	for j := i + 1; j < int(c.n); j++ {
 		if x := c.At(j); x.Kind == EntryRSTSent {
-			return x.At-e.At < int64(10*time.Millisecond)
+			return x.At-e.At < atOnce
 		}
 	}
 	return false
 }
+
+// atOnce is how far apart entries are that tell of one thing, ns.
+const atOnce = int64(10 * time.Millisecond)
 
 func (c *Conn) ext() *extra {
 	if c.extra == nil {

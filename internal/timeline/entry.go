@@ -99,13 +99,14 @@ const (
 	argSpan = 1<<24 - 1
 
 	// EntryClosed, EntryConnectFailed, EntryFINSent: an errno in the low 16
-	// bits, SYN retransmissions in the high 8, and
+	// bits, SYN retransmissions in the high 8, and (some also EntryState)
 	argProcess    = 1 << 16 // a process did it by system call
 	argLingerZero = 1 << 17 // SO_LINGER with a timeout of 0
 	argNoPort     = 1 << 18 // there was no local port
 	argClose      = 1 << 19 // by close(), not shutdown(SHUT_WR)
 	argFinWait2   = 1 << 20 // EntryState: a minisocket waits for the peer's FIN
 	argFound      = 1 << 21 // EntryState: a snapshot found the socket so
+	argGuessed    = 1 << 22 // EntryState with argFinWait2: concluded, not observed
 
 	// EntryRequestDropped
 	argACK      = 1 << 24 // the final ACK, else the SYN
@@ -241,6 +242,14 @@ func (c *Conn) put(e Entry) *Entry {
 	for pos > 0 && c.At(pos-1).At > e.At {
 		pos--
 	}
+	// At one moment, states follow from each other.
+	for pos > 0 && e.Old() != e.New() {
+		x := c.At(pos - 1)
+		if x.At != e.At || x.Old() == x.New() || e.New() != x.Old() || e.Old() == x.New() {
+			break
+		}
+		pos--
+	}
 	if e.Kind.repeats() {
 		if x, known := c.fold(pos, e); known {
 			return x
@@ -286,19 +295,17 @@ func (c *Conn) fold(pos int, e Entry) (x *Entry, known bool) {
 		span := (x.At-e.At)/int64(time.Millisecond) + int64(x.Arg&argSpan)
 		x.At = e.At
 		x.Arg = x.Arg&^argSpan | clampSpan(span)
-	}
-	if x == nil {
+	} else if x == nil {
 		return nil, false
+	} else if x.At == e.At {
+		return nil, true // the same twice
 	}
 	span := clampSpan((e.At - x.At) / int64(time.Millisecond))
-	switch {
-	case e.Kind == EntrySYNACKRetransmitted:
+	if e.Kind == EntrySYNACKRetransmitted {
 		if n := e.Arg >> 24; n != 0 && n == x.Arg>>24 {
 			return nil, true
 		}
 		x.Arg = max(x.Arg>>24, e.Arg>>24)<<24 | x.Arg&argSpan
-	case e.Kind != EntryRetransmitted && e.Kind != EntryRTO && span == x.Arg&argSpan && span < argSpan:
-		return nil, true // the same within a millisecond
 	}
 	x.Arg = x.Arg&^argSpan | max(span, x.Arg&argSpan)
 	if x.Count < 1<<16-1 {

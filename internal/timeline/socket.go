@@ -74,8 +74,15 @@ func (t *Tracker) transition(e *event.Event) {
 	case EntryState:
 		if e.New == event.StateClose { // FIN_WAIT2 goes on in a minisocket
 			e.New = event.StateFinWait2
-			t.add(c, e, kind, argFinWait2)
+			arg := uint32(argFinWait2)
+			if e.Has(event.FlagInferred) {
+				arg |= argGuessed
+			}
+			t.add(c, e, kind, arg)
 			e.New = event.StateClose
+			if rst := c.Find(EntryRSTSent); rst != nil { // told before
+				c.unguess(rst.At)
+			}
 			break
 		}
 		t.add(c, e, kind, 0)
@@ -251,6 +258,7 @@ func (t *Tracker) resetSent(e *event.Event) {
 		if name := t.o.Capabilities.RSTReasons[e.Reason]; name != "" && e.Reason != 0 {
 			c.ext().reason = name
 		}
+		c.unguess(e.Time)
 		t.add(c, e, EntryRSTSent, e.Reason)
 		return
 	}
@@ -266,6 +274,18 @@ func (t *Tracker) resetSent(e *event.Event) {
 		return
 	}
 	t.file(c, Entry{At: e.Time, Kind: EntryOverflowAnswered})
+}
+
+// unguess corrects what was concluded of a closed socket in FIN_WAIT2: one
+// that goes on as a minisocket sends no RST as it does.
+func (c *Conn) unguess(rst int64) {
+	for i := int(c.n) - 1; i >= 0; i-- {
+		if e := c.At(i); e.arg(argGuessed, EntryState) && e.At <= rst && rst-e.At < atOnce {
+			*e = Entry{At: e.At, Kind: EntryClosed, Count: 1, states: uint8(event.StateFinWait2)<<4 | uint8(event.StateClose)}
+			c.state = event.StateClose
+			return
+		}
+	}
 }
 
 // answered reports whether a dropped final ACK of c was answered by RST.

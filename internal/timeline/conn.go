@@ -132,7 +132,6 @@ type Conn struct {
 type extra struct {
 	facts    event.Listener // of the listener, when it last dropped something of this connection
 	full     bool           // its accept queue was full at a retransmission of the SYN-ACK
-	request  uint64         // identity of the request where it differs from the socket's
 	closer   *process       // who closed it, where that is not the owner
 	progress int64          // when a snapshot last saw data move in CLOSE_WAIT
 	reason   string         // the kernel's name for why it sent the RST
@@ -481,9 +480,6 @@ func (c *Conn) source() Source { return Source(c.packed >> 4) }
 func (c *Conn) setPhase(p Phase)   { c.packed = c.packed&^0x03 | uint8(p) }
 func (c *Conn) setRole(r Role)     { c.packed = c.packed&^0x0c | uint8(r)<<2 }
 func (c *Conn) setSource(s Source) { c.packed = c.packed&^0xf0 | uint8(s)<<4 }
-
-// Age is the time from the connection's first entry to at.
-func (c *Conn) Age(at int64) time.Duration { return time.Duration(at - c.Seen()) }
 
 func addrPort(a [16]byte, port uint16) netip.AddrPort {
 	addr := netip.AddrFrom16(a)

@@ -37,9 +37,6 @@ func (t *Tracker) adopt(e *event.Event, sock uint64) *Conn {
 		return c
 	}
 	t.bySock.remove(c)
-	if c.sock != 0 {
-		c.ext().request = c.sock
-	}
 	c.sock = sock
 	t.bySock.insert(c)
 	return c
@@ -58,6 +55,13 @@ func (t *Tracker) request(e *event.Event, p Phase) *Conn {
 	}
 	if c == nil {
 		c = t.adopt(e, sock)
+	}
+	if c == nil && (sock == 0 || t.address) {
+		// It may come late, when the socket is there already.
+		c = t.byAddresses(e, func(c *Conn) bool {
+			est := c.Find(EntryEstablished)
+			return est != nil && est.At >= e.Time && est.At-e.Time < settle && c.Role() == RoleServer
+		})
 	}
 	if c == nil {
 		c = t.create(e, sock, p)

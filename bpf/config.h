@@ -11,6 +11,8 @@
 const volatile bool have_cookie = true;
 /* bpf_get_current_task_btf exists (Linux 5.11). */
 const volatile bool have_task_btf = true;
+/* The important programs have twins, see twin.h. */
+const volatile bool have_twins = false;
 /* tcp_send_reset carries a reason (Linux 6.10). */
 const volatile bool have_rst_reason = false;
 /* The request queue is full at qlen >= limit (5.10), later at qlen > limit. */

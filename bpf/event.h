@@ -52,7 +52,8 @@ enum tcptrace_lost {
 	LOST_RING_FULL = 0,   /* bpf_ringbuf_reserve failed */
 	LOST_MAP_FULL = 1,    /* a map had no room for what an event needed */
 	LOST_UNREADABLE = 2,  /* kernel memory could not be read */
-	LOST_CAUSES = 3,
+	LOST_STOOD_IN = 3,    /* not lost: a twin told what its program was kept from telling */
+	LOST_CAUSES = 4,
 };
 
 /* Counters held against the kernel's own; index into audit values. */

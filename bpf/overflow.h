@@ -121,6 +121,22 @@ static __always_inline struct listener_ref *find_listener(const struct tcptrace_
 	return ref;
 }
 
+/* Received, IP, a SYN. Of other protocols the flags are read from a place that
+ * may be anything; the listener must exist all the same.
+ */
+static __always_inline bool is_received_syn(struct sk_buff *skb)
+{
+	__u8 flags = 0;
+
+	if (!skb->skb_iif)
+		return false;
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return false;
+	bpf_probe_read_kernel(&flags, 1, skb->head + skb->transport_header +
+			      __builtin_offsetof(struct tcphdr_wire, flags));
+	return (flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) == TCPF_SYN;
+}
+
 /* tracepoint-only: tcp_conn_request consumes every SYN, dropped or not. The
  * listener counts its drops in sk_drops; a full queue and a count that went up
  * since the last look say that this SYN was dropped.
@@ -134,19 +150,6 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 	__u32 len, limit, drops, kind;
 	bool dropped, full, syn_full;
 
-	/* Once for every packet that is done with: out fast. Received, IP, a
-	 * SYN; for others the flags are read from a place that may be anything,
-	 * and fill_from_skb decides.
-	 */
-	if (!skb->skb_iif)
-		return 0;
-	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
-		return 0;
-	if (bpf_probe_read_kernel(&tcp_flags, 1, skb->head + skb->transport_header +
-				  __builtin_offsetof(struct tcphdr_wire, flags)))
-		return 0;
-	if ((tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_SYN)
-		return 0;
 	if (!fill_from_skb_btf(&at, skb, &tcp_flags))
 		return 0;
 	at.netns = netns_of_skb(skb);

@@ -187,6 +187,8 @@ static __always_inline int on_shutdown(struct sock *sk, __u32 how)
 	struct tcptrace_event *e;
 	__u32 netns;
 
+	if (!sk)
+		return 0;
 	netns = netns_raw(&sk->__sk_common);
 	if (!netns_passes(netns))
 		return 0;

@@ -8,6 +8,40 @@ static __always_inline bool accept_queue_full(struct sock *sk)
 	return RD_raw(sk, sk_ack_backlog) > RD_raw(sk, sk_max_ack_backlog);
 }
 
+/* tracepoint-only mode before kfree_skb names the overflow: with
+ * tcp_abort_on_overflow a listener answers a final ACK by RST, and nothing
+ * else makes a listener with a full queue do so for a reason of this kind.
+ */
+static __always_inline void overflow_from_reset(struct sock *sk, struct sk_buff *skb, __u32 reason)
+{
+	struct tcptrace_event *e;
+	__u8 tcp_flags = 0;
+	__u32 netns;
+
+	if (!sk || !skb || RD_raw(sk, __sk_common.skc_state) != TCP_LISTEN || !accept_queue_full(sk))
+		return;
+	netns = netns_raw(&sk->__sk_common);
+	if (!netns_passes(netns))
+		return;
+	e = begin(KIND_ACK_OVERFLOW);
+	if (!e)
+		return;
+	e->netns = netns;
+	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
+	e->reason = reason;
+	e->flags = FLAG_INFERRED | FLAG_RST;
+	e->l.listener = identity_raw(&sk->__sk_common);
+	fill_listener(e, sk);
+	if (!e->l.abort_on_overflow || !fill_from_skb_raw(e, skb, &tcp_flags) ||
+	    (tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_ACK) {
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	count(netns, AUDIT_LISTEN_OVERFLOWS);
+	count(netns, AUDIT_LISTEN_DROPS);
+	commit(e);
+}
+
 /* sk may be missing, a listener, a minisocket (only sock_common is there) or a
  * full socket. skb is the segment being answered, missing where the host
  * resets by itself. All read as raw addresses: resets are rare.
@@ -19,6 +53,8 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 	bool full;
 	__u32 netns;
 
+	if (infer_ack_overflow)
+		overflow_from_reset(sk, skb, reason);
 	if (sk) {
 		state = RD_raw(sk, __sk_common.skc_state);
 		netns = netns_raw(&sk->__sk_common);
@@ -64,40 +100,6 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 	}
 	commit(e);
 	return 0;
-}
-
-/* tracepoint-only mode before kfree_skb names the overflow: with
- * tcp_abort_on_overflow a listener answers a final ACK by RST, and nothing
- * else makes a listener with a full queue do so for a reason of this kind.
- */
-static __always_inline void overflow_from_reset(struct sock *sk, struct sk_buff *skb, __u32 reason)
-{
-	struct tcptrace_event *e;
-	__u8 tcp_flags = 0;
-	__u32 netns;
-
-	if (!sk || !skb || RD_raw(sk, __sk_common.skc_state) != TCP_LISTEN || !accept_queue_full(sk))
-		return;
-	netns = netns_raw(&sk->__sk_common);
-	if (!netns_passes(netns))
-		return;
-	e = begin(KIND_ACK_OVERFLOW);
-	if (!e)
-		return;
-	e->netns = netns;
-	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
-	e->reason = reason;
-	e->flags = FLAG_INFERRED | FLAG_RST;
-	e->l.listener = identity_raw(&sk->__sk_common);
-	fill_listener(e, sk);
-	if (!e->l.abort_on_overflow || !fill_from_skb_raw(e, skb, &tcp_flags) ||
-	    (tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_ACK) {
-		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
-		return;
-	}
-	count(netns, AUDIT_LISTEN_OVERFLOWS);
-	count(netns, AUDIT_LISTEN_DROPS);
-	commit(e);
 }
 
 static __always_inline int on_receive_reset(struct sock *sk)

@@ -25,6 +25,7 @@
 #include "retransmit.h"
 #include "process.h"
 #include "inventory.h"
+#include "twin.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -40,15 +41,26 @@ struct exported *exported __attribute__((unused));
 
 typedef unsigned long long args_t;
 
-/* For `make bench`: the same hooks with nothing to do. */
-#define SKIP_IF_EMPTY if (empty_programs) return 0
+/* For `make bench`: empty_programs leaves nothing but the hooks. */
+#define RUN(work) return empty_programs ? 0 : (work)
 
 /* tracepoints */
 
 SEC("tp_btf/inet_sock_set_state")
 int tp_state(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
+	if (empty_programs)
+		return 0;
+	on_state((void *)ctx[0], ctx[1], ctx[2]);
+	tell_twin((void *)ctx[0], TWIN_STATE(ctx[1], ctx[2]));
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int tp_state_twin(args_t *ctx)
+{
+	if (empty_programs || told_by_twin((void *)ctx[0], TWIN_STATE(ctx[1], ctx[2])))
+		return 0;
 	return on_state((void *)ctx[0], ctx[1], ctx[2]);
 }
 
@@ -57,64 +69,59 @@ int tp_send_reset(args_t *ctx)
 {
 	__u32 reason = 0;
 
-	SKIP_IF_EMPTY;
 	if (have_rst_reason)
 		reason = ctx[2];
-	if (infer_ack_overflow)
-		overflow_from_reset((void *)ctx[0], (void *)ctx[1], reason);
-	return on_send_reset((void *)ctx[0], (void *)ctx[1], reason, true);
+	RUN(on_send_reset((void *)ctx[0], (void *)ctx[1], reason, true));
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int tp_receive_reset(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_receive_reset((void *)ctx[0]);
+	RUN(on_receive_reset((void *)ctx[0]));
 }
 
 SEC("tp_btf/tcp_retransmit_synack")
 int tp_retransmit_synack(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_retransmit_synack((void *)ctx[0], (void *)ctx[1]);
+	RUN(on_retransmit_synack((void *)ctx[0], (void *)ctx[1]));
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int tp_retransmit(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true);
+	RUN(on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true));
 }
 
 /* since 6.18 the tracepoint also tells of retransmissions that failed */
 SEC("tp_btf/tcp_retransmit_skb")
 int tp_retransmit_err(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	if ((int)ctx[2])
-		return 0;
-	return on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true);
+	RUN((int)ctx[2] ? 0 : on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true));
 }
 
 SEC("tp_btf/consume_skb")
 int tp_consume_skb(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_consumed((void *)ctx[0]);
+	/* once for every packet that is done with */
+	if (empty_programs || !is_received_syn((void *)ctx[0]))
+		return 0;
+	RUN(on_consumed((void *)ctx[0]));
 }
 
 SEC("tp_btf/kfree_skb")
 int tp_kfree_skb(args_t *ctx)
 {
-	__u32 reason;
+	__u32 reason = ctx[2];
+	bool cookie = false;
 
-	SKIP_IF_EMPTY;
-	reason = ctx[2];
-	if (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW))
-		return on_dropped((void *)ctx[0], (void *)ctx[3], false);
-	if (ctx[3] && reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NO_SOCKET))
-		return on_dropped((void *)ctx[0], (void *)ctx[3], true);
-	return 0;
+	/* once for every packet that is dropped */
+	if (empty_programs || !ctx[3])
+		return 0;
+	if (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NO_SOCKET))
+		cookie = true;
+	else if (reason != bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW))
+		return 0;
+	RUN(on_dropped((void *)ctx[0], (void *)ctx[3], cookie));
 }
 
 /* listen overflow */
@@ -122,30 +129,26 @@ int tp_kfree_skb(args_t *ctx)
 SEC("fentry/tcp_conn_request")
 int fe_conn_request(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_conn_request((void *)ctx[2], (void *)ctx[3]);
+	RUN(on_conn_request((void *)ctx[2], (void *)ctx[3]));
 }
 
 SEC("kprobe/tcp_conn_request")
 int kp_conn_request(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_conn_request((void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM4(ctx));
+	RUN(on_conn_request((void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM4(ctx)));
 }
 
 SEC("fentry/tcp_v4_syn_recv_sock")
 int fe_v4_syn_recv_sock(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4], true);
+	RUN(on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4], true));
 }
 
 SEC("kprobe/tcp_v4_syn_recv_sock")
 int kp_v4_syn_recv_sock(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
-				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx), false);
+	RUN(on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx), false));
 }
 
 /* IPv4 on an IPv6 listener goes on into the IPv4 function: counted there */
@@ -157,20 +160,16 @@ static __always_inline bool is_v4(struct sk_buff *skb)
 SEC("fentry/tcp_v6_syn_recv_sock")
 int fe_v6_syn_recv_sock(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	if (is_v4((void *)ctx[1]))
-		return 0;
-	return on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4], true);
+	RUN(is_v4((void *)ctx[1]) ? 0 :
+	    on_syn_recv_sock((void *)ctx[0], (void *)ctx[1], (void *)ctx[2], (void *)ctx[4], true));
 }
 
 SEC("kprobe/tcp_v6_syn_recv_sock")
 int kp_v6_syn_recv_sock(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	if (is_v4((void *)PT_REGS_PARM2(ctx)))
-		return 0;
-	return on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
-				(void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx), false);
+	RUN(is_v4((void *)PT_REGS_PARM2(ctx)) ? 0 :
+	    on_syn_recv_sock((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+			     (void *)PT_REGS_PARM3(ctx), (void *)PT_REGS_PARM5(ctx), false));
 }
 
 /* half-open requests */
@@ -178,29 +177,25 @@ int kp_v6_syn_recv_sock(struct pt_regs *ctx)
 SEC("fentry/tcp_check_req")
 int fe_check_req(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_check_req((void *)ctx[1], (void *)ctx[2]);
+	RUN(on_check_req((void *)ctx[1], (void *)ctx[2]));
 }
 
 SEC("kprobe/tcp_check_req")
 int kp_check_req(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_check_req((void *)PT_REGS_PARM2(ctx), (void *)PT_REGS_PARM3(ctx));
+	RUN(on_check_req((void *)PT_REGS_PARM2(ctx), (void *)PT_REGS_PARM3(ctx)));
 }
 
 SEC("fentry/inet_csk_reqsk_queue_drop")
 int fe_reqsk_drop(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_reqsk_drop((void *)ctx[0], (void *)ctx[1], true);
+	RUN(on_reqsk_drop((void *)ctx[0], (void *)ctx[1], true));
 }
 
 SEC("kprobe/inet_csk_reqsk_queue_drop")
 int kp_reqsk_drop(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_reqsk_drop((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
+	RUN(on_reqsk_drop((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false));
 }
 
 /* resets before tcp_send_reset has a reason: the tracepoint then misses those
@@ -214,51 +209,43 @@ static __always_inline int on_v_send_reset(struct sock *sk, struct sk_buff *skb,
 	bpf_probe_read_kernel(&th, sizeof(th), RD_raw(skb, head) + RD_raw(skb, transport_header));
 	if (th.flags & TCPF_RST) /* never answered */
 		return 0;
-	if (infer_ack_overflow)
-		overflow_from_reset(sk, skb, 0);
 	return on_send_reset(sk, skb, 0, typed);
 }
 
 SEC("fentry/tcp_v4_send_reset")
 int fe_v4_send_reset(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)ctx[0], (void *)ctx[1], true);
+	RUN(on_v_send_reset((void *)ctx[0], (void *)ctx[1], true));
 }
 
 SEC("kprobe/tcp_v4_send_reset")
 int kp_v4_send_reset(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
+	RUN(on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false));
 }
 
 SEC("fentry/tcp_v6_send_reset")
 int fe_v6_send_reset(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)ctx[0], (void *)ctx[1], true);
+	RUN(on_v_send_reset((void *)ctx[0], (void *)ctx[1], true));
 }
 
 SEC("kprobe/tcp_v6_send_reset")
 int kp_v6_send_reset(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
+	RUN(on_v_send_reset((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false));
 }
 
 SEC("fentry/tcp_send_active_reset")
 int fe_active_reset(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_send_reset((void *)ctx[0], NULL, 0, true);
+	RUN(on_send_reset((void *)ctx[0], NULL, 0, true));
 }
 
 SEC("kprobe/tcp_send_active_reset")
 int kp_active_reset(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_send_reset((void *)PT_REGS_PARM1(ctx), NULL, 0, false);
+	RUN(on_send_reset((void *)PT_REGS_PARM1(ctx), NULL, 0, false));
 }
 
 /* timers */
@@ -266,126 +253,127 @@ int kp_active_reset(struct pt_regs *ctx)
 SEC("fentry/tcp_retransmit_timer")
 int fe_rto(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_retransmit((void *)ctx[0], KIND_RTO, true);
+	RUN(on_retransmit((void *)ctx[0], KIND_RTO, true));
 }
 
 SEC("kprobe/tcp_retransmit_timer")
 int kp_rto(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_retransmit((void *)PT_REGS_PARM1(ctx), KIND_RTO, false);
+	RUN(on_retransmit((void *)PT_REGS_PARM1(ctx), KIND_RTO, false));
 }
 
 SEC("fentry/tcp_time_wait")
 int fe_time_wait(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_time_wait(ctx[0], ctx[1]);
+	RUN(on_time_wait(ctx[0], ctx[1]));
 }
 
 SEC("kprobe/tcp_time_wait")
 int kp_time_wait(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_time_wait(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+	RUN(on_time_wait(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)));
 }
 
 /* system calls of the owner */
 
+static __always_inline int accepted(struct sock *sk)
+{
+	on_accept_btf(sk);
+	tell_twin(sk, TWIN_ACCEPT);
+	return 0;
+}
+
+/* the return value comes after the arguments, two since 6.10 */
 SEC("fexit/inet_csk_accept")
 int fx_accept(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	/* the return value comes after the arguments, two since 6.10 */
+	if (empty_programs)
+		return 0;
 	if (accept_nargs == 2)
-		return on_accept_btf((void *)ctx[2]);
-	return on_accept_btf((void *)ctx[4]);
+		return accepted((void *)ctx[2]);
+	return accepted((void *)ctx[4]);
+}
+
+static __always_inline int accepted_twin(struct sock *sk)
+{
+	return told_by_twin(sk, TWIN_ACCEPT) ? 0 : on_accept_btf(sk);
+}
+
+SEC("fexit/inet_csk_accept")
+int fx_accept_twin(args_t *ctx)
+{
+	if (empty_programs)
+		return 0;
+	if (accept_nargs == 2)
+		return accepted_twin((void *)ctx[2]);
+	return accepted_twin((void *)ctx[4]);
 }
 
 SEC("kretprobe/inet_csk_accept")
 int kr_accept(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_accept((void *)PT_REGS_RC(ctx));
+	RUN(on_accept((void *)PT_REGS_RC(ctx)));
 }
 
 SEC("tracepoint/syscalls/sys_exit_accept")
 int sys_exit_accept(struct trace_event_raw_sys_exit *ctx)
 {
-	SKIP_IF_EMPTY;
-	if (ctx->ret < 0)
-		return 0;
-	return on_accept(sock_of_fd(ctx->ret, true));
+	RUN(ctx->ret < 0 ? 0 : on_accept(sock_of_fd(ctx->ret, true)));
 }
 
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int sys_exit_accept4(struct trace_event_raw_sys_exit *ctx)
 {
-	SKIP_IF_EMPTY;
-	if (ctx->ret < 0)
-		return 0;
-	return on_accept(sock_of_fd(ctx->ret, true));
+	RUN(ctx->ret < 0 ? 0 : on_accept(sock_of_fd(ctx->ret, true)));
 }
 
 SEC("fexit/__sys_listen")
 int fx_listen(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
-	return (int)ctx[2] ? 0 : on_listen_return(ctx[0], ctx[1]);
+	RUN((int)ctx[2] ? 0 : on_listen_return(ctx[0], ctx[1]));
 }
 
 SEC("kprobe/__sys_listen")
 int kp_listen(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_listen_enter(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+	RUN(on_listen_enter(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)));
 }
 
 SEC("kretprobe/__sys_listen")
 int kr_listen(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_listen_exit((int)PT_REGS_RC(ctx));
+	RUN(on_listen_exit((int)PT_REGS_RC(ctx)));
 }
 
 SEC("tracepoint/syscalls/sys_enter_listen")
 int sys_enter_listen(struct trace_event_raw_sys_enter *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_listen_enter(ctx->args[0], ctx->args[1]);
+	RUN(on_listen_enter(ctx->args[0], ctx->args[1]));
 }
 
 SEC("tracepoint/syscalls/sys_exit_listen")
 int sys_exit_listen(struct trace_event_raw_sys_exit *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_listen_exit(ctx->ret);
+	RUN(on_listen_exit(ctx->ret));
 }
 
 SEC("fentry/tcp_shutdown")
 int fe_shutdown(args_t *ctx)
 {
-	SKIP_IF_EMPTY;
 	/* the kernel counts RCV as 1, SEND as 2 */
-	return on_shutdown((void *)ctx[0], (__u32)ctx[1] - 1);
+	RUN(on_shutdown((void *)ctx[0], (__u32)ctx[1] - 1));
 }
 
 SEC("kprobe/tcp_shutdown")
 int kp_shutdown(struct pt_regs *ctx)
 {
-	SKIP_IF_EMPTY;
-	return on_shutdown((void *)PT_REGS_PARM1(ctx), (__u32)PT_REGS_PARM2(ctx) - 1);
+	RUN(on_shutdown((void *)PT_REGS_PARM1(ctx), (__u32)PT_REGS_PARM2(ctx) - 1));
 }
 
 SEC("tracepoint/syscalls/sys_enter_shutdown")
 int sys_enter_shutdown(struct trace_event_raw_sys_enter *ctx)
 {
-	struct sock *sk;
-
-	SKIP_IF_EMPTY;
-	sk = tcp_of(sock_of_fd(ctx->args[0], false));
-	return sk ? on_shutdown(sk, ctx->args[1]) : 0;
+	RUN(on_shutdown(tcp_of(sock_of_fd(ctx->args[0], false)), ctx->args[1]));
 }
 
 /* what exists now */

@@ -147,7 +147,8 @@ const (
 	bpfTcptraceLostLOST_RING_FULL  bpfTcptraceLost = 0
 	bpfTcptraceLostLOST_MAP_FULL   bpfTcptraceLost = 1
 	bpfTcptraceLostLOST_UNREADABLE bpfTcptraceLost = 2
-	bpfTcptraceLostLOST_CAUSES     bpfTcptraceLost = 3
+	bpfTcptraceLostLOST_STOOD_IN   bpfTcptraceLost = 3
+	bpfTcptraceLostLOST_CAUSES     bpfTcptraceLost = 4
 )
 
 type bpfTcptraceSocket struct {
@@ -182,6 +183,7 @@ const (
 	bpfMapListening           = "listening"
 	bpfMapLost                = "lost"
 	bpfMapScratch             = "scratch"
+	bpfMapTold                = "told"
 	bpfProgFeActiveReset      = "fe_active_reset"
 	bpfProgFeCheckReq         = "fe_check_req"
 	bpfProgFeConnRequest      = "fe_conn_request"
@@ -194,6 +196,7 @@ const (
 	bpfProgFeV6SendReset      = "fe_v6_send_reset"
 	bpfProgFeV6SynRecvSock    = "fe_v6_syn_recv_sock"
 	bpfProgFxAccept           = "fx_accept"
+	bpfProgFxAcceptTwin       = "fx_accept_twin"
 	bpfProgFxListen           = "fx_listen"
 	bpfProgIterTcp            = "iter_tcp"
 	bpfProgKpActiveReset      = "kp_active_reset"
@@ -223,6 +226,7 @@ const (
 	bpfProgTpRetransmitSynack = "tp_retransmit_synack"
 	bpfProgTpSendReset        = "tp_send_reset"
 	bpfProgTpState            = "tp_state"
+	bpfProgTpStateTwin        = "tp_state_twin"
 	bpfVarAcceptNargs         = "accept_nargs"
 	bpfVarEmptyPrograms       = "empty_programs"
 	bpfVarExported            = "exported"
@@ -240,6 +244,7 @@ const (
 	bpfVarHaveRstReason       = "have_rst_reason"
 	bpfVarHaveTaskBtf         = "have_task_btf"
 	bpfVarHaveTimeWaitHook    = "have_time_wait_hook"
+	bpfVarHaveTwins           = "have_twins"
 	bpfVarInferAckOverflow    = "infer_ack_overflow"
 	bpfVarSynQueueFullAtLimit = "syn_queue_full_at_limit"
 	bpfVarWakeupBytes         = "wakeup_bytes"
@@ -299,6 +304,7 @@ type bpfProgramSpecs struct {
 	FeV6SendReset      *ebpf.ProgramSpec `ebpf:"fe_v6_send_reset"`
 	FeV6SynRecvSock    *ebpf.ProgramSpec `ebpf:"fe_v6_syn_recv_sock"`
 	FxAccept           *ebpf.ProgramSpec `ebpf:"fx_accept"`
+	FxAcceptTwin       *ebpf.ProgramSpec `ebpf:"fx_accept_twin"`
 	FxListen           *ebpf.ProgramSpec `ebpf:"fx_listen"`
 	IterTcp            *ebpf.ProgramSpec `ebpf:"iter_tcp"`
 	KpActiveReset      *ebpf.ProgramSpec `ebpf:"kp_active_reset"`
@@ -328,6 +334,7 @@ type bpfProgramSpecs struct {
 	TpRetransmitSynack *ebpf.ProgramSpec `ebpf:"tp_retransmit_synack"`
 	TpSendReset        *ebpf.ProgramSpec `ebpf:"tp_send_reset"`
 	TpState            *ebpf.ProgramSpec `ebpf:"tp_state"`
+	TpStateTwin        *ebpf.ProgramSpec `ebpf:"tp_state_twin"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -340,6 +347,7 @@ type bpfMapSpecs struct {
 	Listening *ebpf.MapSpec `ebpf:"listening"`
 	Lost      *ebpf.MapSpec `ebpf:"lost"`
 	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
+	Told      *ebpf.MapSpec `ebpf:"told"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -363,6 +371,7 @@ type bpfVariableSpecs struct {
 	HaveRstReason       *ebpf.VariableSpec `ebpf:"have_rst_reason"`
 	HaveTaskBtf         *ebpf.VariableSpec `ebpf:"have_task_btf"`
 	HaveTimeWaitHook    *ebpf.VariableSpec `ebpf:"have_time_wait_hook"`
+	HaveTwins           *ebpf.VariableSpec `ebpf:"have_twins"`
 	InferAckOverflow    *ebpf.VariableSpec `ebpf:"infer_ack_overflow"`
 	SynQueueFullAtLimit *ebpf.VariableSpec `ebpf:"syn_queue_full_at_limit"`
 	WakeupBytes         *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
@@ -394,6 +403,7 @@ type bpfMaps struct {
 	Listening *ebpf.Map `ebpf:"listening"`
 	Lost      *ebpf.Map `ebpf:"lost"`
 	Scratch   *ebpf.Map `ebpf:"scratch"`
+	Told      *ebpf.Map `ebpf:"told"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -404,6 +414,7 @@ func (m *bpfMaps) Close() error {
 		m.Listening,
 		m.Lost,
 		m.Scratch,
+		m.Told,
 	)
 }
 
@@ -428,6 +439,7 @@ type bpfVariables struct {
 	HaveRstReason       *ebpf.Variable `ebpf:"have_rst_reason"`
 	HaveTaskBtf         *ebpf.Variable `ebpf:"have_task_btf"`
 	HaveTimeWaitHook    *ebpf.Variable `ebpf:"have_time_wait_hook"`
+	HaveTwins           *ebpf.Variable `ebpf:"have_twins"`
 	InferAckOverflow    *ebpf.Variable `ebpf:"infer_ack_overflow"`
 	SynQueueFullAtLimit *ebpf.Variable `ebpf:"syn_queue_full_at_limit"`
 	WakeupBytes         *ebpf.Variable `ebpf:"wakeup_bytes"`
@@ -449,6 +461,7 @@ type bpfPrograms struct {
 	FeV6SendReset      *ebpf.Program `ebpf:"fe_v6_send_reset"`
 	FeV6SynRecvSock    *ebpf.Program `ebpf:"fe_v6_syn_recv_sock"`
 	FxAccept           *ebpf.Program `ebpf:"fx_accept"`
+	FxAcceptTwin       *ebpf.Program `ebpf:"fx_accept_twin"`
 	FxListen           *ebpf.Program `ebpf:"fx_listen"`
 	IterTcp            *ebpf.Program `ebpf:"iter_tcp"`
 	KpActiveReset      *ebpf.Program `ebpf:"kp_active_reset"`
@@ -478,6 +491,7 @@ type bpfPrograms struct {
 	TpRetransmitSynack *ebpf.Program `ebpf:"tp_retransmit_synack"`
 	TpSendReset        *ebpf.Program `ebpf:"tp_send_reset"`
 	TpState            *ebpf.Program `ebpf:"tp_state"`
+	TpStateTwin        *ebpf.Program `ebpf:"tp_state_twin"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -494,6 +508,7 @@ func (p *bpfPrograms) Close() error {
 		p.FeV6SendReset,
 		p.FeV6SynRecvSock,
 		p.FxAccept,
+		p.FxAcceptTwin,
 		p.FxListen,
 		p.IterTcp,
 		p.KpActiveReset,
@@ -523,6 +538,7 @@ func (p *bpfPrograms) Close() error {
 		p.TpRetransmitSynack,
 		p.TpSendReset,
 		p.TpState,
+		p.TpStateTwin,
 	)
 }
 

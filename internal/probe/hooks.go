@@ -61,6 +61,36 @@ func (w way) and(o way) way {
 	return w
 }
 
+// twins are the programs that have one to stand in for them where the kernel
+// skips them, see bpf/twin.h.
+var twins = map[string]bool{"tp_state": true, "fx_accept": true}
+
+const twinSuffix = "_twin"
+
+// withTwins adds the twins, where the kernel is one that skips programs often:
+// where tasks can be preempted while they run one. (Before, a program is only
+// skipped where it interrupted itself, which is rare, and counted.) Programs
+// of a tracepoint run in the order of their attachment, those of a function
+// in the reverse order, and a twin must come second.
+func (w way) withTwins(k *kernel) way {
+	if !k.preemptible() {
+		return w
+	}
+	var progs, targets []string
+	for i, p := range w.progs {
+		switch {
+		case !twins[p]:
+			progs, targets = append(progs, p), append(targets, w.targets[i])
+		case w.via == viaTracepoint:
+			progs, targets = append(progs, p, p+twinSuffix), append(targets, w.targets[i], w.targets[i])
+		default:
+			progs, targets = append(progs, p+twinSuffix, p), append(targets, w.targets[i], w.targets[i])
+		}
+	}
+	w.progs, w.targets = progs, targets
+	return w
+}
+
 // hooks lists every hook, in the order in which they are attached. Reporting
 // hooks come after those whose notes they read.
 var hooks = []hook{
@@ -215,6 +245,13 @@ func overflowReason(k *kernel) error {
 		return errors.New("this kernel has no drop reason TCP_LISTEN_OVERFLOW")
 	}
 	return nil
+}
+
+// preemptible says whether a task can be preempted inside a tracepoint's
+// program: since tracepoints are guarded by SRCU, 6.19. BTF does not show it.
+func (k *kernel) preemptible() bool {
+	major, minor := version(k.release)
+	return major > 6 || major == 6 && minor >= 19
 }
 
 // kernel is what BTF says about the running kernel.

@@ -235,6 +235,7 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 	vars := map[string]any{
 		"have_cookie":     cookie,
 		"have_rst_reason": k.tpArgs("tcp_send_reset") >= 3,
+		"have_twins":      k.preemptible(),
 		"have_task_btf":   k.hasFunc("bpf_get_current_task_btf"),
 		// BTF does not show this change, made between 5.10 and 6.1.
 		"syn_queue_full_at_limit": major < 5 || major == 5 && minor <= 10,
@@ -328,6 +329,7 @@ func (p *Probe) try(k *kernel, spec *ebpf.CollectionSpec, opts ebpf.CollectionOp
 			return err
 		}
 	}
+	w = w.withTwins(k)
 	progs, err := p.loadPrograms(spec, opts, w.progs)
 	if w.via == viaFentry && errors.Is(err, unix.EPERM) {
 		k.refused[viaFentry] = fmt.Errorf("this kernel refuses fentry programs (lockdown?): %w", unix.EPERM)
@@ -409,6 +411,30 @@ func attachProgram(prog *ebpf.Program, ps *ebpf.ProgramSpec, target, via string)
 	default:
 		return link.AttachTracing(link.TracingOptions{Program: prog})
 	}
+}
+
+// miss counts the runs of a program that the kernel skipped.
+type miss struct {
+	name  string
+	count uint64
+	twin  bool // it has one, which may have stood in
+}
+
+// missed adds the programs' costs to s and returns their misses. Those of a
+// twin do not count: it has nothing to do but where its program was skipped.
+func (p *Probe) missed(s *Stats) []miss {
+	var out []miss
+	for _, l := range p.progs {
+		st, err := l.prog.Stats()
+		if err != nil {
+			continue // 5.10 counts none, and statistics may be off
+		}
+		s.Runtime = append(s.Runtime, Runtime{l.name, st.RunCount, st.Runtime, st.RecursionMisses})
+		if st.RecursionMisses > 0 && !strings.HasSuffix(l.name, twinSuffix) {
+			out = append(out, miss{l.name, st.RecursionMisses, twins[l.name]})
+		}
+	}
+	return out
 }
 
 // short says in a few words why a program could not be loaded or attached.
@@ -654,6 +680,7 @@ func (p *Probe) Stats() (Stats, error) {
 
 	var netns uint32
 	var counts bpfAuditCounts
+	missed := p.missed(&s)
 	it := p.maps["audit"].Iterate()
 	for it.Next(&netns, &counts) {
 		for i, n := range counts.Count {
@@ -663,14 +690,22 @@ func (p *Probe) Stats() (Stats, error) {
 	if err := it.Err(); err != nil {
 		return s, fmt.Errorf("reading audit counts: %w", err)
 	}
-	for _, l := range p.progs {
-		st, err := l.prog.Stats()
-		if err != nil {
-			continue // 5.10 has no per-program misses, and stats may be off
+	// Read after the misses, so that no stand-in is still to come for one.
+	var stoodIn, per = uint64(0), []uint64(nil)
+	if err := p.maps["lost"].Lookup(uint32(bpfTcptraceLostLOST_STOOD_IN), &per); err != nil {
+		return s, fmt.Errorf("reading lost events: %w", err)
+	}
+	for _, n := range per {
+		stoodIn += n
+	}
+	for _, m := range missed {
+		n := m.count
+		if m.twin {
+			saved := min(n, stoodIn)
+			n, stoodIn = n-saved, stoodIn-saved
 		}
-		s.Runtime = append(s.Runtime, Runtime{l.name, st.RunCount, st.Runtime, st.RecursionMisses})
-		if st.RecursionMisses > 0 {
-			s.Lost["missed "+l.name] += st.RecursionMisses
+		if n > 0 {
+			s.Lost["missed "+m.name] += n
 		}
 	}
 	return s, nil

@@ -21,7 +21,7 @@ enum tcptrace_kind {
 	KIND_SYNACK_RETRANS = 8,  /* SYN-ACK retransmitted; sock = request */
 	KIND_RETRANSMIT = 9,      /* segment retransmitted */
 	KIND_RTO = 10,            /* retransmission timer expired */
-	KIND_RST_SENT = 11,       /* reason = enum sk_rst_reason, 0 where the kernel has none */
+	KIND_RST_SENT = 11,       /* reason = enum sk_rst_reason, 0 where the kernel has none; from a minisocket, old_state is its substate */
 	KIND_RST_RECEIVED = 12,
 	KIND_REQUEST_ABORTED = 13,/* half-open request killed; reason = TCP flags of the killer, 0: not by a segment */
 	KIND_SNAPSHOT = 14,       /* a socket that exists now (iterator, not ring) */

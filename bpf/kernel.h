@@ -176,6 +176,7 @@ struct inet_timewait_sock {
 	unsigned char tw_substate;
 };
 
+/* enough of it for a mere address */
 struct tcp_timewait_sock {
 	struct inet_timewait_sock tw_sk;
 };

@@ -93,6 +93,13 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 			count_lost(LOST_UNREADABLE);
 			return 0;
 		}
+		if (state == TCP_TIME_WAIT) {
+			/* the socket's cookie lives on; the address does not */
+			struct inet_timewait_sock *tw = (void *)sk;
+
+			e->sock = have_cookie ? identity_raw(&tw->__tw_common) : 0;
+			e->old_state = RD_raw(tw, tw_substate);
+		}
 		if (state == TCP_LISTEN) {
 			e->sock = e->l.listener = identity(sk, typed);
 			fill_listener(e, sk);

@@ -50,7 +50,7 @@ From this host it cannot be told whether the SYN or its answer was lost on the w
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"syn_retransmits", "count", "how often the SYN was sent again, the most"},
-		{"syn_retries", "count", "net.ipv4.tcp_syn_retries of the network namespace; null if not known"},
+		{"syn_retries", "count", "how often it may be: net.ipv4.tcp_syn_retries or the socket's own TCP_SYNCNT (the kernel may send a few more, net.ipv4.tcp_syn_linear_timeouts)"},
 		{"waited_ms", "ms", "from the SYN to the end, the longest"},
 		{"destination", "", "where to"},
 		{"gave_up", "", "who ended it: the kernel (ETIMEDOUT), the application, or both"},
@@ -129,19 +129,13 @@ func (*connectTimeout) Doc() Doc     { return docConnectTimeout }
 
 type timeouts struct {
 	to                  netip.AddrPort
-	netns               uint32
 	owner               timeline.Owner
 	retransmits         int
+	retries             int
 	waited              time.Duration
 	kernel, application bool
 	full                bool // the listener is here, and its accept queue was full
 	answered            bool // the listener is here, and sent SYN-ACKs
-}
-
-func (r *connectTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
-	if e.Kind == timeline.EntrySYNRetransmitted {
-		x.facts.add(c.Netns(), x.now)
-	}
 }
 
 // Ended waits for the listener's side of the story, where that is here too.
@@ -169,10 +163,11 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &timeouts{to: c.Remote(), netns: c.Netns(), owner: c.Owner(), full: full, answered: answered}
+		*p = &timeouts{to: c.Remote(), owner: c.Owner(), full: full, answered: answered}
 	}
 	f := *p
 	f.retransmits = max(f.retransmits, n)
+	f.retries = max(f.retries, e.SYNRetries())
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
 		f.waited = max(f.waited, e.Since(syn))
 	}
@@ -218,29 +213,16 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		v.Fix = []string{"look for what drops SYN-ACKs between the two, on this host: netfilter rules, reverse path filtering, routes of the namespaces"}
 		other = Fact{Key: "listener", Value: "sent SYN-ACKs"}
 	}
+	retries := Fact{Key: "syn_retries", Value: int64(f.retries)}
+	if f.retries == 0 {
+		retries = Fact{Key: "syn_retries", Note: "not seen"}
+	}
 	v.Evidence = Evidence{
 		{Key: "syn_retransmits", Value: int64(f.retransmits)},
-		sysctl(x, f.netns, "syn_retries"),
+		retries,
 		waited,
 		{Key: "destination", Value: destination(f.to)},
 		{Key: "gave_up", Value: by},
 		other,
 	}
-}
-
-// sysctl quotes a setting of the namespace, null where that is not known.
-func sysctl(x *Engine, netns uint32, key string) Fact {
-	f := Fact{Key: key, Note: "the settings of the network namespace are not known"}
-	ns, ok := x.netns[netns]
-	if !ok || !ns.Known {
-		return f
-	}
-	f.Note = ""
-	switch key {
-	case "syn_retries":
-		f.Value = int64(ns.Sysctls.SYNRetries)
-	case "synack_retries":
-		f.Value = int64(ns.Sysctls.SYNACKRetries)
-	}
-	return f
 }

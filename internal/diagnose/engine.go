@@ -97,7 +97,6 @@ type Engine struct {
 	lost     uint64 // events lost so far
 	lostAt   int64  // when that was last seen to grow
 	sockets  wishes // namespaces whose sockets should be looked at
-	facts    wishes // namespaces whose settings should be read
 
 	kept    map[liveKey]*live
 	order   []*live // oldest first
@@ -220,11 +219,6 @@ func (x *Engine) Tick(now int64, t *timeline.Tracker) {
 // at again before connections in them are judged, each at most once in a
 // while. Call it after Tick; an answer is welcome, not needed.
 func (x *Engine) SnapshotWanted() []uint32 { return x.sockets.take() }
-
-// FactsWanted returns the network namespaces whose settings a verdict may soon
-// be founded on, and which may have changed since they were read: they should
-// be read and told again ([timeline.Tracker.Namespace]). As SnapshotWanted.
-func (x *Engine) FactsWanted() []uint32 { return x.facts.take() }
 
 // wishes are asked for at most once in a while each.
 type wishes struct {

@@ -48,7 +48,7 @@ It is not reported where a final ACK did arrive and met a full accept queue (acc
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"retransmits", "count", "SYN-ACKs sent again for one connection, the most"},
-		{"synack_retries", "count", "net.ipv4.tcp_synack_retries of the network namespace; null if not known"},
+		{"synack_retries", "count", "how often the listener sends it again: net.ipv4.tcp_synack_retries or its own TCP_SYNCNT"},
 		{"clients", "count", "different client addresses"},
 	},
 	Fix: []string{
@@ -144,16 +144,13 @@ func (*handshakeTimeout) Doc() Doc     { return docHandshakeTimeout }
 
 type expired struct {
 	name        netip.AddrPort
-	netns       uint32
 	owner       timeline.Owner
 	retransmits int
+	retries     int
 	clients     addresses
 }
 
 func (r *handshakeTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
-	if e.Kind == timeline.EntrySYNACKRetransmitted {
-		x.facts.add(c.Netns(), x.now)
-	}
 	if e.Kind != timeline.EntryExpired || c.Incomplete() || c.QueueWasFull() ||
 		c.Find(timeline.EntryRequestDropped) != nil {
 		return
@@ -163,28 +160,24 @@ func (r *handshakeTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry)
 		return
 	}
 	// Fewer than the kernel sends means that something else ended it.
-	const byDefault = 5
-	retries := int64(byDefault)
-	if known, ok := sysctl(x, c.Netns(), "synack_retries").Value.(int64); ok {
-		retries = known
-	}
-	if int64(again.Attempt()) < retries {
+	retries := c.SYNACKRetries()
+	if retries == 0 || again.Attempt() < retries {
 		return
 	}
 	p := r.found.make(listenerKey(c))
 	if *p == nil {
-		*p = &expired{name: listenerKey(c).Addr, netns: c.Netns(), owner: c.Owner()}
+		*p = &expired{name: listenerKey(c).Addr, owner: c.Owner()}
 	}
 	f := *p
 	f.retransmits = max(f.retransmits, again.Attempt())
+	f.retries = retries
 	f.clients.add(c.Remote().Addr())
 	x.Report(r, listenerKey(c), f, e.At, 1, c)
 }
 
 func (f *expired) Describe(x *Engine, v *Verdict) {
-	retries := sysctl(x, f.netns, "synack_retries")
 	v.Severity, v.Confidence = Warning, Certain
-	if !x.o.Capabilities.HasACKDrops || retries.Value == nil {
+	if !x.o.Capabilities.HasACKDrops {
 		v.Confidence = Likely
 	}
 	v.Subject = Subject{"listener", f.name.String()}
@@ -192,7 +185,7 @@ func (f *expired) Describe(x *Engine, v *Verdict) {
 	v.Story = fmt.Sprintf("SYN-ACK sent again %s and never acknowledged: the handshake expired", times(f.retransmits))
 	v.Evidence = Evidence{
 		{Key: "retransmits", Value: int64(f.retransmits)},
-		retries,
+		{Key: "synack_retries", Value: int64(f.retries)},
 		f.clients.fact("clients"),
 	}
 	v.Fix = docHandshakeTimeout.Fix

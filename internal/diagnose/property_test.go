@@ -67,7 +67,10 @@ var proof = map[string]func(c *timeline.Conn) bool{
 		e := c.Find(timeline.EntryConnectFailed)
 		return e != nil && (e.Err() == 110 || e.Err() == 0 && (e.SYNRetransmissions() > 0 || c.Total(timeline.EntrySYNRetransmitted) > 0))
 	},
-	"reset-sent": func(c *timeline.Conn) bool { return c.Find(timeline.EntryClosed) != nil },
+	"reset-sent": func(c *timeline.Conn) bool {
+		e := c.Find(timeline.EntryRSTSent)
+		return c.Find(timeline.EntryClosed) != nil || e != nil && e.ByMinisocket()
+	},
 	"reset-received": func(c *timeline.Conn) bool {
 		e := c.Find(timeline.EntryClosed)
 		return c.Find(timeline.EntryRSTReceived) != nil || e != nil && (e.Err() == 104 || e.Err() == 32)

@@ -82,6 +82,7 @@ type resets struct {
 	state     string
 	unread    uint32 // the most
 	traffic   event.Traffic
+	past      bool // only minisockets were left, which keep no counts
 }
 
 // Ended waits for the RST, which follows the close.
@@ -119,6 +120,7 @@ func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
 	f.state = timeline.StateName(state)
 	f.unread = max(f.unread, t.Unread)
 	f.traffic = t
+	f.past = c.Len() == 1
 	x.Report(r, key, f, at, 1, c)
 }
 
@@ -128,8 +130,8 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	reason := c.ResetReason()
 	sent := c.Find(timeline.EntryRSTSent)
 	closed := c.Find(timeline.EntryClosed)
-	if c.DataAfterClose() && closed == nil { // its event was lost
-		return &causeLate, event.StateUnknown, sent.At, true
+	if sent != nil && (closed == nil || sent.ByMinisocket()) && c.DataAfterClose() {
+		return &causeLate, sent.Old(), sent.At, true
 	}
 	if closed == nil {
 		return nil, 0, 0, false
@@ -212,6 +214,14 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		if c.fix != "" {
 			v.Fix = []string{c.fix}
 		}
+	}
+	if f.past {
+		const gone = "the socket was gone already"
+		v.Evidence = Evidence{
+			reason, why, {Key: "unread_bytes", Note: gone}, {Key: "state", Value: f.state},
+			{Key: "bytes_sent", Note: gone}, {Key: "bytes_received", Note: gone},
+		}
+		return
 	}
 	v.Evidence = Evidence{
 		reason,

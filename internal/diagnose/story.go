@@ -63,6 +63,11 @@ func (s *story) say(format string, args ...any) {
 // handshake tells how the connection came about, or did not.
 func (s *story) handshake() {
 	c := s.c
+	if e := c.Find(timeline.EntryRSTSent); e != nil && e.ByMinisocket() && c.Len() == 1 {
+		s.over = true
+		s.say("closed here earlier, then data arrived: RST sent")
+		return
+	}
 	if c.Before() {
 		if e := c.Find(timeline.EntryState); e != nil && e.Found() {
 			s.say("existed before tracing began")

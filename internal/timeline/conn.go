@@ -130,6 +130,7 @@ type Conn struct {
 
 // extra holds what only connections with a story have.
 type extra struct {
+	retries  uint8          // of SYN-ACKs that the listener allows, 0 unknown
 	facts    event.Listener // of the listener, when it last dropped something of this connection
 	full     bool           // its accept queue was full at a retransmission of the SYN-ACK
 	closer   *process       // who closed it, where that is not the owner
@@ -263,6 +264,15 @@ func (c *Conn) Facts() event.Listener {
 		return event.Listener{}
 	}
 	return c.extra.facts
+}
+
+// SYNACKRetries is how often the listener sends a SYN-ACK again, as it was at
+// the last one; 0 unknown.
+func (c *Conn) SYNACKRetries() int {
+	if c.extra == nil {
+		return 0
+	}
+	return int(c.extra.retries)
 }
 
 // QueueWasFull reports whether the listener's accept queue was full when a
@@ -424,10 +434,15 @@ func (c *Conn) Closer() Closer {
 // after this end's close(): the kernel drops the socket and answers by RST. It
 // may do so through its path for a received RST, of which there was none then.
 func (c *Conn) DataAfterClose() bool {
+	closed := false
+	for i := 0; i < int(c.n); i++ {
+		if c.At(i).ByMinisocket() {
+			return true
+		}
+	}
 	if n := c.ResetReason(); n != "" && !strings.HasSuffix(n, "ABORT_ON_DATA") {
 		return false
 	}
-	closed := false
 	for i := 0; i < int(c.n); i++ {
 		switch e := c.At(i); e.Kind {
 		case EntryFINSent:

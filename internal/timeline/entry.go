@@ -100,6 +100,8 @@ const (
 
 	// EntryClosed, EntryConnectFailed, EntryFINSent: an errno in the low 16
 	// bits, SYN retransmissions in the high 8, and (some also EntryState)
+	// EntryConnectFailed: an errno in the low 8 bits, how often the SYN may be
+	// sent again in the next 8, else as before
 	argProcess    = 1 << 16 // a process did it by system call
 	argLingerZero = 1 << 17 // SO_LINGER with a timeout of 0
 	argNoPort     = 1 << 18 // there was no local port
@@ -107,6 +109,8 @@ const (
 	argFinWait2   = 1 << 20 // EntryState: a minisocket waits for the peer's FIN
 	argFound      = 1 << 21 // EntryState: a snapshot found the socket so
 	argGuessed    = 1 << 22 // EntryState with argFinWait2: concluded, not observed
+
+	argMinisocket = 1 << 31 // EntryRSTSent: by the minisocket of an orphan in FIN_WAIT2, else enum sk_rst_reason
 
 	// EntryRequestDropped
 	argACK      = 1 << 24 // the final ACK, else the SYN
@@ -136,8 +140,20 @@ func (e *Entry) Since(a *Entry) time.Duration { return time.Duration(e.At - a.At
 
 // Err is the errno of EntryClosed and EntryConnectFailed, 0 for none.
 func (e *Entry) Err() uint16 {
-	if e.Kind == EntryClosed || e.Kind == EntryConnectFailed {
+	switch e.Kind {
+	case EntryClosed:
 		return uint16(e.Arg)
+	case EntryConnectFailed:
+		return uint16(e.Arg & 0xff)
+	}
+	return 0
+}
+
+// SYNRetries is how often the SYN of EntryConnectFailed was allowed to be sent
+// again, 0 unknown.
+func (e *Entry) SYNRetries() int {
+	if e.Kind == EntryConnectFailed {
+		return int(e.Arg >> 8 & 0xff)
 	}
 	return 0
 }
@@ -203,10 +219,14 @@ func (e *Entry) Attempt() int {
 // 0 unknown.
 func (e *Entry) Reason() uint32 {
 	if e.Kind == EntryRSTSent || e.Kind == EntryRequestAborted {
-		return e.Arg
+		return e.Arg &^ argMinisocket
 	}
 	return 0
 }
+
+// ByMinisocket reports whether EntryRSTSent answered data that came for an
+// orphan in FIN_WAIT2, of which only a minisocket was left.
+func (e *Entry) ByMinisocket() bool { return e.arg(argMinisocket, EntryRSTSent) }
 
 // Found reports whether EntryState is how a snapshot found the socket.
 func (e *Entry) Found() bool { return e.arg(argFound, EntryState) }

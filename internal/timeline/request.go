@@ -126,6 +126,7 @@ func (t *Tracker) synackRetransmitted(e *event.Event) {
 	}
 	c := t.request(e, PhaseRequest)
 	// The final ACK came and was dropped, says the kernel; or may have been.
+	c.ext().retries = e.Listener.SYNACKRetries
 	if x := c.ext(); e.Has(event.FlagACKed) || e.Listener.QueueLen > e.Listener.QueueLimit {
 		x.full = true
 	}

@@ -55,7 +55,7 @@ func (t *Tracker) transition(e *event.Event) {
 		t.closing(c, p)
 		t.add(c, e, kind, arg)
 	case EntryConnectFailed:
-		arg |= uint32(e.Err) | uint32(e.Attempt)<<24
+		arg |= uint32(e.Err)&0xff | min(e.Reason, 0xff)<<8 | uint32(e.Attempt)<<24
 		if e.Local.Port() == 0 {
 			arg |= argNoPort
 		}
@@ -259,7 +259,11 @@ func (t *Tracker) resetSent(e *event.Event) {
 			c.ext().reason = name
 		}
 		c.unguess(e.Time)
-		t.add(c, e, EntryRSTSent, e.Reason)
+		t.add(c, e, EntryRSTSent, e.Reason&^argMinisocket)
+		return
+	}
+	if e.New == event.StateTimeWait && e.Old == event.StateFinWait2 {
+		t.lateData(e)
 		return
 	}
 	// A final ACK that met a full accept queue is answered through the
@@ -274,6 +278,32 @@ func (t *Tracker) resetSent(e *event.Event) {
 		return
 	}
 	t.file(c, Entry{At: e.Time, Kind: EntryOverflowAnswered})
+}
+
+// lateData handles a RST by the minisocket of an orphan in FIN_WAIT2: data came
+// for a connection that this end has closed, mostly so long ago that it is not
+// remembered any more (tcp_timewait_state_process).
+func (t *Tracker) lateData(e *event.Event) {
+	c := t.find(e)
+	if c == nil {
+		c = t.byAddresses(e, func(c *Conn) bool { return c.Phase() == PhaseEnded && e.Time-c.last < int64(t.o.Grace) })
+	}
+	fresh := c == nil
+	if fresh {
+		c = t.create(e, e.Sock, PhaseSocket)
+		c.flags |= flagBefore
+		if l, _ := t.resolve(c.netns, c.Local()); l != nil {
+			t.serve(c, 0)
+		}
+	}
+	if name := t.o.Capabilities.RSTReasons[e.Reason]; name != "" && e.Reason != 0 {
+		c.ext().reason = name
+	}
+	e.New = event.StateFinWait2
+	t.add(c, e, EntryRSTSent, e.Reason&^argMinisocket|argMinisocket)
+	if fresh {
+		t.end(c)
+	}
 }
 
 // unguess corrects what was concluded of a closed socket in FIN_WAIT2: one

@@ -27,7 +27,7 @@ const (
 	KindSYNACKRetrans  Kind = 8  // SYN-ACK retransmitted; Sock = request
 	KindRetransmit     Kind = 9  // a segment was retransmitted; New = state, SYN_SENT means the SYN
 	KindRTO            Kind = 10 // the retransmission timer expired; Attempt counts
-	KindRSTSent        Kind = 11 // Reason = enum sk_rst_reason, 0 where the kernel names none
+	KindRSTSent        Kind = 11 // Reason = enum sk_rst_reason, 0 where the kernel names none; New TIME_WAIT: by a minisocket, whose substate is Old
 	KindRSTReceived    Kind = 12
 	KindRequestAborted Kind = 13 // a half-open request was killed by RST or SYN; Sock = request
 	KindSnapshot       Kind = 14 // a socket that exists now: Inventory is set

@@ -298,6 +298,11 @@ func parseKey(e *event.Event, key, value string, socks map[string]uint64) error 
 	case "attempt":
 		e.Attempt = uint8(n)
 		e.Listener.Attempt = uint8(n)
+	case "retries": // how often it may be sent again
+		e.Listener.SYNACKRetries = uint8(n)
+		if e.Old == event.StateSynSent {
+			e.Reason = uint32(n)
+		}
 	case "reason":
 		e.Reason = uint32(n)
 	case "sent":

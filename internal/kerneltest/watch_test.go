@@ -54,6 +54,7 @@ type watcher struct {
 	events      []*render.Event
 	lost        []*render.Lost
 	summary     *render.Summary
+	missed      uint64 // runs of programs that the kernel skipped
 
 	stop context.CancelFunc
 	done chan error

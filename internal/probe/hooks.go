@@ -257,6 +257,7 @@ func (k *kernel) preemptible() bool {
 // kernel is what BTF says about the running kernel.
 type kernel struct {
 	spec    *btf.Spec
+	cache   *btf.Cache
 	release string
 	// refused remembers a way that this kernel refuses as a whole.
 	refused map[string]error

@@ -94,11 +94,12 @@ func Open(o Options) (*Probe, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		o.Log.Debug("raising RLIMIT_MEMLOCK", zap.Error(err))
 	}
-	spec, err := btf.LoadKernelSpec()
+	cache := btf.NewCache() // decoding BTF is most of the time that starting takes
+	spec, err := cache.Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("reading the kernel's type information (/sys/kernel/btf/vmlinux): %w: %w", err, ErrNotSupported)
 	}
-	k := &kernel{spec: spec, release: release(), refused: map[string]error{}}
+	k := &kernel{spec: spec, cache: cache, release: release(), refused: map[string]error{}}
 	if !haveKprobes() {
 		k.refused[viaKprobe] = errors.New("this kernel has no kprobes")
 	}
@@ -139,7 +140,7 @@ func (p *Probe) load(k *kernel, o Options) error {
 	// chosen first and the rest is loaded with the answer. Choosing means
 	// attaching: presence in BTF is not enough.
 	p.maps = map[string]*ebpf.Map{}
-	opts := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: k.spec}}
+	opts := ebpf.CollectionOptions{Cache: k.cache}
 
 	state := make([]event.Hook, len(hooks))
 	partial := map[string]string{}

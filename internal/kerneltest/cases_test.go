@@ -16,6 +16,7 @@ import (
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/internal/filter"
+	"github.com/tcptrace/tcptrace/internal/kerneltest/watchtest"
 	"github.com/tcptrace/tcptrace/internal/lab"
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -49,7 +50,7 @@ func TestCases(t *testing.T) {
 			continue
 		}
 		env, err := lab.NewEnv(lab.Options{
-			Patience:  patience(),
+			Patience:  watchtest.Patience(),
 			CloseWait: closeWait + 3*time.Second,
 			Logf:      func(f string, a ...any) { t.Log(c.ID + ": " + fmt.Sprintf(f, a...)) },
 		})
@@ -74,7 +75,7 @@ func TestCases(t *testing.T) {
 		}
 	}
 
-	w := watch(t, filter.Filter{}, diagnose.Options{CloseWait: closeWait})
+	w := watchtest.Watch(t, filter.Filter{}, diagnose.Options{CloseWait: closeWait})
 	each(all, func(ctx context.Context, p *played) (err error) {
 		p.truth, err = p.Run(ctx, p.env)
 		return err
@@ -85,17 +86,11 @@ func TestCases(t *testing.T) {
 	// A handshake is given up on some time after its last SYN-ACK; leaks are
 	// looked for once a second.
 	time.Sleep(6 * time.Second)
-	w.end(t)
+	w.End(t)
 
-	for _, l := range w.lost {
-		// Kernels whose tracepoints can be preempted skip programs without
-		// a twin now and then: counted, told, and nothing else may be lost.
-		t.Logf("lost: %s %d", l.Where, l.Count)
-		assert.True(t, strings.HasPrefix(l.Where, "missed ") && preemptible(w.caps.Kernel), "events were lost: %s", l.Where)
-		w.missed += l.Count
-	}
+	missed := w.CheckLost(t)
 	for _, p := range all {
-		t.Run(p.ID, func(t *testing.T) { judge(t, w, p) })
+		t.Run(p.ID, func(t *testing.T) { judge(t, w, p, missed) })
 	}
 }
 
@@ -107,7 +102,7 @@ func each(all []*played, f func(context.Context, *played) error) {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(context.Background(), 2*patience())
+			ctx, cancel := context.WithTimeout(context.Background(), 2*watchtest.Patience())
 			defer cancel()
 			p.err = f(ctx, p)
 		})
@@ -115,14 +110,14 @@ func each(all []*played, f func(context.Context, *played) error) {
 	wg.Wait()
 }
 
-// judge compares.
-func judge(t *testing.T, w *watcher, p *played) {
+// judge compares. Counts may be off by what the kernel missed.
+func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 	defer func() {
 		if t.Failed() {
-			tell(t, w, p)
+			w.Tell(t, func(c *render.Connection) bool { return p.netns[c.Netns] })
 		}
 	}()
-	got := w.final(p.netns)
+	got := w.Final(p.netns)
 	for _, v := range got {
 		t.Logf("%s %s (%s) x%d %s: %s", v.Severity, v.Code, v.Confidence, v.Count, v.Subject.Name, v.Story)
 		if p.truth.Forbids(v.Code) {
@@ -133,7 +128,7 @@ func judge(t *testing.T, w *watcher, p *played) {
 		if !exists(want.Code) {
 			continue // a verdict of a later version
 		}
-		if why := unknowable(w.caps, p.ID, want.Code); why != "" {
+		if why := unknowable(w.Caps, p.ID, want.Code); why != "" {
 			t.Logf("%s can't be known here: %s", want.Code, why)
 			continue
 		}
@@ -144,7 +139,7 @@ func judge(t *testing.T, w *watcher, p *played) {
 		}
 		v := got[i]
 		if want.Count > 0 {
-			assert.InDelta(t, want.Count, v.Count, float64(w.missed), "count of %s", want.Code)
+			assert.InDelta(t, want.Count, v.Count, float64(missed), "count of %s", want.Code)
 		}
 		if want.Process.PID != 0 {
 			if assert.NotNil(t, v.Process, "process of %s", want.Code) {
@@ -157,20 +152,7 @@ func judge(t *testing.T, w *watcher, p *played) {
 	if p.Healthy() {
 		assert.Empty(t, got, "healthy traffic gives no verdict")
 	}
-	for _, a := range w.summary.Audit {
-		if !p.netns[a.Netns] {
-			continue
-		}
-		if a.Exact {
-			assert.Equal(t, a.Kernel, a.Explained, "%s of namespace %d", a.Counter, a.Netns)
-		} else {
-			t.Logf("%s: kernel %d, explained %d: %s", a.Counter, a.Kernel, a.Explained, a.Note)
-			assert.NotEmpty(t, a.Note, "%s is not exact and nobody says why", a.Counter)
-			if full(w.caps) {
-				assert.Fail(t, "with full hooks every counter is exact", "%s: %s", a.Counter, a.Note)
-			}
-		}
-	}
+	w.CheckAudit(t, p.netns)
 }
 
 // about says whether a verdict speaks of what was expected.
@@ -229,48 +211,13 @@ func exists(code string) bool {
 	return slices.ContainsFunc(diagnose.Catalogue(), func(d diagnose.Doc) bool { return d.Code == code })
 }
 
-// preemptible says whether the kernel guards tracepoints by SRCU.
-func preemptible(release string) bool {
-	var major, minor int
-	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
-	return err == nil && (major > 6 || major == 6 && minor >= 19)
-}
-
-// full says whether every hook is attached the exact way.
-func full(c event.Capabilities) bool {
-	for _, h := range c.Hooks {
-		if h.Via == "none" {
-			return false
-		}
-		if h.Name == "tcp_conn_request" && h.Via == "tracepoint" {
-			return false
-		}
-	}
-	return c.HasAllRSTSent
-}
-
 // unknowable says why a verdict can't be had with these hooks. With full
 // hooks everything can.
 func unknowable(c event.Capabilities, id, code string) string {
 	switch {
-	case full(c):
+	case watchtest.Full(c):
 	case id == "E-full" && code == "accept-queue-overflow" && !c.HasACKDrops:
 		return "behind a SYN cookie nothing follows the dropped ACK"
 	}
 	return ""
-}
-
-// tell logs what was seen of a case that failed.
-func tell(t *testing.T, w *watcher, p *played) {
-	told := 0
-	for _, c := range w.connections {
-		if !p.netns[c.Netns] || told > 8 {
-			continue
-		}
-		told++
-		t.Logf("%s %s %s %s->%s by %s[%d]: %s %v", c.ID, c.Role, c.State, c.Local, c.Remote, c.Process.Comm, c.Process.PID, c.Story, c.Verdicts)
-		for _, e := range c.Timeline {
-			t.Logf("    %10.3f ms  %-18s %s %v", float64(e.At-c.Timeline[0].At)/1e6, e.Event, e.Text, e.Detail)
-		}
-	}
 }

@@ -1,0 +1,13 @@
+package kerneltest
+
+import (
+	"os"
+	"testing"
+
+	"github.com/tcptrace/tcptrace/internal/lab"
+)
+
+func TestMain(m *testing.M) {
+	lab.Main()
+	os.Exit(m.Run())
+}

@@ -1,0 +1,218 @@
+// Package watchtest runs a whole tcptrace inside a test, on the kernel at
+// hand, and keeps what it says instead of printing it.
+package watchtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/filter"
+	"github.com/tcptrace/tcptrace/internal/pipeline"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/tracer"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// attach is the way to attach that is tested.
+func attach() string {
+	if a := os.Getenv("TCPTRACE_ATTACH"); a != "" {
+		return a
+	}
+	return "auto"
+}
+
+// Patience is how long something that is sure to come may take. In the
+// emulator everything takes ten to twenty times longer.
+func Patience() time.Duration {
+	if os.Getenv("TCPTRACE_VM") != "" {
+		return 3 * time.Minute
+	}
+	return time.Minute
+}
+
+// Watcher is a whole tcptrace whose output is kept. The exported fields but
+// Caps may be read once End has returned.
+type Watcher struct {
+	Caps        event.Capabilities
+	Connections []*render.Connection
+	Events      []*render.Event
+	Summary     *render.Summary
+
+	mu       sync.Mutex
+	verdicts []*render.Verdict
+	lost     []*render.Lost
+
+	stop context.CancelFunc
+	done chan error
+}
+
+// keeper is what the pipeline writes to.
+type keeper struct{ w *Watcher }
+
+func (k keeper) Start(*render.Start) error       { return nil }
+func (k keeper) Namespace(event.Namespace)       {}
+func (k keeper) Flush() error                    { return nil }
+func (k keeper) Event(e *render.Event) error     { return keep(k.w, &k.w.Events, e) }
+func (k keeper) Verdict(v *render.Verdict) error { return keep(k.w, &k.w.verdicts, v) }
+func (k keeper) Lost(l *render.Lost) error       { return keep(k.w, &k.w.lost, l) }
+func (k keeper) Summary(s *render.Summary) error { k.w.Summary = s; return nil }
+func (k keeper) Connection(c *render.Connection) error {
+	return keep(k.w, &k.w.Connections, c)
+}
+
+func keep[T any](w *Watcher, list *[]T, v T) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*list = append(*list, v)
+	return nil
+}
+
+// Watch starts tracing and returns once all hooks are attached. It ends with
+// the test at the latest.
+func Watch(t *testing.T, f filter.Filter, d diagnose.Options) *Watcher {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	tr, err := tracer.Open(ctx, tracer.Options{Attach: attach(), Filter: tracer.KernelFilter{Netns: f.Netns, Ports: f.Ports}})
+	if err != nil {
+		cancel()
+		t.Fatalf("%v (these tests need root and a kernel with BTF)", err)
+	}
+	w := &Watcher{Caps: tr.Capabilities(), stop: cancel, done: make(chan error, 1)}
+	ready := make(chan struct{})
+	go func() {
+		_, err := pipeline.Run(ctx, pipeline.Config{
+			Options: pipeline.Options{
+				Out:      keeper{w},
+				Show:     pipeline.Show{Verdicts: true, Connections: true, All: true},
+				Filter:   f,
+				Diagnose: d,
+			},
+			Tracer: tr,
+			Ready:  func() error { close(ready); return nil },
+		})
+		w.done <- errors.Join(err, tr.Close())
+	}()
+	select {
+	case <-ready:
+	case err := <-w.done:
+		t.Fatalf("watching: %v", err)
+	case <-time.After(Patience()):
+		t.Fatal("watching: not ready in time")
+	}
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+// Verdicts returns what has been said so far: a verdict comes again as it
+// grows.
+func (w *Watcher) Verdicts() []*render.Verdict {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.verdicts)
+}
+
+// End stops tracing and waits for the summary.
+func (w *Watcher) End(t *testing.T) {
+	t.Helper()
+	w.stop()
+	select {
+	case err := <-w.done:
+		require.NoError(t, err)
+	case <-time.After(Patience()):
+		t.Fatal("the watch did not end")
+	}
+	require.NotNil(t, w.Summary, "no summary")
+}
+
+// Final returns the last word on each verdict in the namespaces, after End.
+func (w *Watcher) Final(netns map[uint32]bool) []*render.Verdict {
+	var out []*render.Verdict
+	for _, v := range w.Summary.Final {
+		if netns[v.Netns] {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// CheckLost fails the test if an event was lost, after End. Kernels whose
+// tracepoints can be preempted skip programs without a twin now and then:
+// counted, told, and the only exception. It returns how often that was.
+func (w *Watcher) CheckLost(t *testing.T) (missed uint64) {
+	t.Helper()
+	for _, l := range w.lost {
+		t.Logf("lost: %s %d", l.Where, l.Count)
+		assert.True(t, strings.HasPrefix(l.Where, "missed ") && preemptible(w.Caps.Kernel), "events were lost: %s", l.Where)
+		missed += l.Count
+	}
+	return missed
+}
+
+// preemptible says whether the kernel guards tracepoints by SRCU.
+func preemptible(release string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 19)
+}
+
+// CheckAudit fails the test if one of the kernel's counters grew otherwise
+// than the events that were seen explain, after End. What these hooks cannot
+// show must be said, and with full hooks nothing is excused.
+func (w *Watcher) CheckAudit(t *testing.T, netns map[uint32]bool) {
+	t.Helper()
+	for _, a := range w.Summary.Audit {
+		if !netns[a.Netns] {
+			continue
+		}
+		if a.Exact {
+			assert.Equal(t, a.Kernel, a.Explained, "%s of namespace %d", a.Counter, a.Netns)
+			continue
+		}
+		t.Logf("%s: kernel %d, explained %d: %s", a.Counter, a.Kernel, a.Explained, a.Note)
+		assert.NotEmpty(t, a.Note, "%s is not exact and nobody says why", a.Counter)
+		if Full(w.Caps) {
+			assert.Fail(t, "with full hooks every counter is exact", "%s: %s", a.Counter, a.Note)
+		}
+	}
+}
+
+// Full says whether every hook is attached the exact way.
+func Full(c event.Capabilities) bool {
+	for _, h := range c.Hooks {
+		if h.Via == "none" {
+			return false
+		}
+		if h.Name == "tcp_conn_request" && h.Via == "tracepoint" {
+			return false
+		}
+	}
+	return c.HasAllRSTSent
+}
+
+// Tell logs connections with their timelines, after End: at most nine of those
+// that which picks.
+func (w *Watcher) Tell(t *testing.T, which func(*render.Connection) bool) {
+	t.Helper()
+	told := 0
+	for _, c := range w.Connections {
+		if !which(c) || told > 8 {
+			continue
+		}
+		told++
+		t.Logf("%s %s %s %s->%s by %s[%d]: %s %v", c.ID, c.Role, c.State, c.Local, c.Remote, c.Process.Comm, c.Process.PID, c.Story, c.Verdicts)
+		for _, e := range c.Timeline {
+			t.Logf("    %10.3f ms  %-18s %s %v", float64(e.At-c.Timeline[0].At)/1e6, e.Event, e.Text, e.Detail)
+		}
+	}
+}

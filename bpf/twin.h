@@ -2,9 +2,10 @@
 /* Twins: programs that stand in for one that the kernel skipped.
  *
  * The kernel runs no tracing program that is running already on this CPU: one
- * that was interrupted by a softirq, or (tracepoints since 6.19, trampolines on
- * preemptible kernels) was preempted, perhaps for a whole time slice, in which
- * everything that other tasks do on this CPU would be missed. Keeping
+ * that was interrupted by a softirq (tracepoints since 6.1), or (tracepoints
+ * since 6.19, trampolines on preemptible kernels) was preempted, perhaps for a
+ * whole time slice, in which everything that other tasks do on this CPU would
+ * be missed. Keeping
  * interrupts off inside does not help: they come as they are allowed again,
  * before the kernel has taken note that the program ended.
  *

@@ -75,7 +75,11 @@ func TestCases(t *testing.T) {
 		}
 	}
 
-	w := watchtest.Watch(t, filter.Filter{}, diagnose.Options{CloseWait: closeWait})
+	o := diagnose.Options{CloseWait: closeWait}
+	if watchtest.InVM() {
+		o.Immediate = time.Second
+	}
+	w := watchtest.Watch(t, filter.Filter{}, o)
 	each(all, func(ctx context.Context, p *played) (err error) {
 		p.truth, err = p.Run(ctx, p.env)
 		return err
@@ -128,7 +132,7 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 		if !exists(want.Code) {
 			continue // a verdict of a later version
 		}
-		if why := unknowable(w.Caps, p.ID, want.Code); why != "" {
+		if why := unknowable(w.Caps, p.ID, want.Code, missed); why != "" {
 			t.Logf("%s can't be known here: %s", want.Code, why)
 			continue
 		}
@@ -139,7 +143,12 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 		}
 		v := got[i]
 		if want.Count > 0 {
-			assert.InDelta(t, want.Count, v.Count, float64(missed), "count of %s", want.Code)
+			least := float64(want.Count) - float64(missed)
+			if watchtest.InVM() && (want.Code == "immediate-close" || want.Code == "reconnect-loop") {
+				least *= 0.8 // in the emulator, some are not at once
+			}
+			assert.LessOrEqual(t, v.Count, uint64(want.Count), "count of %s", want.Code)
+			assert.GreaterOrEqual(t, float64(v.Count), least, "count of %s", want.Code)
 		}
 		if want.Process.PID != 0 {
 			if assert.NotNil(t, v.Process, "process of %s", want.Code) {
@@ -213,9 +222,13 @@ func exists(code string) bool {
 
 // unknowable says why a verdict can't be had with these hooks. With full
 // hooks everything can.
-func unknowable(c event.Capabilities, id, code string) string {
+func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 	switch {
+	case missed > 0 && code == "handshake-timeout":
+		return "it is concluded from silence, and events were missed"
 	case watchtest.Full(c):
+	case id == "M-late-data" && code == "reset-sent" && !c.HasAllRSTSent:
+		return "a minisocket's RST is not seen"
 	case id == "E-full" && code == "accept-queue-overflow" && !c.HasACKDrops:
 		return "behind a SYN cookie nothing follows the dropped ACK"
 	}

@@ -67,13 +67,12 @@ var twins = map[string]bool{"tp_state": true, "fx_accept": true}
 
 const twinSuffix = "_twin"
 
-// withTwins adds the twins, where the kernel is one that skips programs often:
-// where tasks can be preempted while they run one. (Before, a program is only
-// skipped where it interrupted itself, which is rare, and counted.) Programs
-// of a tracepoint run in the order of their attachment, those of a function
-// in the reverse order, and a twin must come second.
+// withTwins adds the twins where they are of use: kernels that skip programs
+// also have cookies, which twins need. Programs of a tracepoint run in the
+// order of their attachment, those of a function in the reverse order, and a
+// twin must come second.
 func (w way) withTwins(k *kernel) way {
-	if !k.preemptible() {
+	if !k.cookies() {
 		return w
 	}
 	var progs, targets []string
@@ -247,12 +246,8 @@ func overflowReason(k *kernel) error {
 	return nil
 }
 
-// preemptible says whether a task can be preempted inside a tracepoint's
-// program: since tracepoints are guarded by SRCU, 6.19. BTF does not show it.
-func (k *kernel) preemptible() bool {
-	major, minor := version(k.release)
-	return major > 6 || major == 6 && minor >= 19
-}
+// cookies says whether tracing programs can ask for a socket's cookie.
+func (k *kernel) cookies() bool { return k.hasFunc("bpf_get_socket_ptr_cookie") }
 
 // kernel is what BTF says about the running kernel.
 type kernel struct {

@@ -131,7 +131,7 @@ func (p *Probe) load(k *kernel, o Options) error {
 		o.RingSize = defaultRing
 	}
 	spec.Maps["events"].MaxEntries = uint32(o.RingSize)
-	cookie := k.hasFunc("bpf_get_socket_ptr_cookie")
+	cookie := k.cookies()
 	if err := configure(spec, k, o, cookie); err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 	vars := map[string]any{
 		"have_cookie":     cookie,
 		"have_rst_reason": k.tpArgs("tcp_send_reset") >= 3,
-		"have_twins":      k.preemptible(),
+		"have_twins":      cookie,
 		"have_task_btf":   k.hasFunc("bpf_get_current_task_btf"),
 		// BTF does not show this change, made between 5.10 and 6.1.
 		"syn_queue_full_at_limit": major < 5 || major == 5 && minor <= 10,

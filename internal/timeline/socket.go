@@ -140,6 +140,9 @@ func (t *Tracker) sameLife(c *Conn, e *event.Event, connecting, child bool) bool
 		}
 		return e.Time <= c.Seen()
 	case child:
+		if !t.address {
+			return true // a cookie is never used again, and a child is born once
+		}
 		if c.sock != e.Sock || c.Phase() != PhaseSocket {
 			return true // the child of this request
 		}

@@ -32,10 +32,13 @@ func attach() string {
 	return "auto"
 }
 
-// Patience is how long something that is sure to come may take. In the
-// emulator everything takes ten to twenty times longer.
+// InVM says whether the kernel runs in the emulator, where everything takes
+// ten to twenty times longer.
+func InVM() bool { return os.Getenv("TCPTRACE_VM") != "" }
+
+// Patience is how long something that is sure to come may take.
 func Patience() time.Duration {
-	if os.Getenv("TCPTRACE_VM") != "" {
+	if InVM() {
 		return 3 * time.Minute
 	}
 	return time.Minute

@@ -235,6 +235,11 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 	if plateau == 0 && !h.most() {
 		return
 	}
+	// Connections count as held once they are not young any more: wait until
+	// those of the same burst are.
+	if plateau == 0 && e.At-h.closes[0].at <= int64(x.o.Immediate) {
+		return
+	}
 	if same && h.plateau != plateau {
 		h.plateau, h.dipped, h.regrown = plateau, false, false
 	}

@@ -1,0 +1,167 @@
+package programtest
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/render"
+)
+
+const (
+	redisPort = 6379
+	redisAddr = "127.0.0.1:6379"
+)
+
+func (p *place) redis(maxclients int) *program {
+	p.Helper()
+	g := p.start("redis-server", "--bind", "127.0.0.1", "--port", fmt.Sprint(redisPort), "--daemonize", "no",
+		"--dir", p.dir, "--save", "", "--appendonly", "no", "--maxclients", fmt.Sprint(maxclients))
+	p.listens(redisPort)
+	return g
+}
+
+const (
+	holders   = 8  // connections that are held
+	newcomers = 20 // that are tried beyond these, by each of two kinds of clients
+)
+
+// crowd holds connections, and has one client reconnect and many clients
+// connect once each. It returns the one, and what all of them said.
+func crowd(p *place) (reconnecting *program, said string) {
+	p.Helper()
+	hold := p.python("hold.py", fmt.Sprint(redisPort), fmt.Sprint(holders))
+	hold.says(fmt.Sprintf("holding %d", holders))
+	reconnecting = p.python("reconnect.py", fmt.Sprint(redisPort), fmt.Sprint(newcomers))
+	reconnecting.says("answered")
+	reconnecting.wait()
+	for range newcomers {
+		cli := p.start("redis-cli", "-p", fmt.Sprint(redisPort), "ping")
+		cli.wait()
+		said += cli.said()
+	}
+	return reconnecting, said + reconnecting.said()
+}
+
+// TestRedisFull has redis refuse clients beyond its limit: it accepts, writes
+// why, and closes.
+func TestRedisFull(t *testing.T) {
+	p := newPlace(t)
+	p.watch(diagnose.Options{})
+	g := p.redis(holders)
+	require.Equal(t, "redis-server", g.comm())
+	reconnecting, said := crowd(p)
+	require.Contains(t, said, "answered 0")
+	require.NotContains(t, said, "PONG")
+
+	got := p.end()
+	// What the clients sent meets a closed socket: true as well.
+	p.forbid(got, "immediate-close", "reconnect-loop", "reset-sent", "reset-received")
+	v := only(p, got, "immediate-close", g.pid)
+	assert.Equal(t, diagnose.Error, v.Severity)
+	assert.Equal(t, "redis-server", v.Process.Comm)
+	assert.Equal(t, diagnose.Subject{Kind: "listener", Name: redisAddr}, v.Subject)
+	assert.EqualValues(t, 2*newcomers, v.Count)
+	assert.EqualValues(t, holders, v.Evidence.Get("plateau"))
+	assert.EqualValues(t, holders, v.Evidence.Get("live_connections"))
+	assert.EqualValues(t, len("-ERR max number of clients reached\r\n"), v.Evidence.Get("bytes_written"))
+	v = only(p, got, "reconnect-loop", reconnecting.pid)
+	assert.EqualValues(t, newcomers, v.Count)
+	assert.Equal(t, redisAddr, v.Evidence.Get("destination"))
+	for _, v := range got {
+		if v.Code == "reset-sent" || v.Code == "reset-received" {
+			assert.Equal(t, diagnose.Info, v.Severity, v.Story)
+		}
+	}
+}
+
+// TestRedisRoomy is the healthy twin.
+func TestRedisRoomy(t *testing.T) {
+	p := newPlace(t)
+	p.watch(diagnose.Options{})
+	p.redis(1000)
+	_, said := crowd(p)
+	require.Contains(t, said, fmt.Sprintf("answered %d", newcomers))
+	require.Equal(t, newcomers, strings.Count(said, "PONG\n"))
+	p.silent()
+}
+
+// TestKilledIdle kills a server whose connections are idle: the kernel closes
+// them in its stead, as orderly as it would itself.
+func TestKilledIdle(t *testing.T) {
+	p := newPlace(t)
+	p.watch(diagnose.Options{})
+	g := p.redis(1000)
+	client := p.python("hold.py", fmt.Sprint(redisPort), fmt.Sprint(holders))
+	client.says(fmt.Sprintf("holding %d", holders))
+	p.signal(g.pid, syscall.SIGKILL)
+	g.wait()
+	client.tell("end")
+	client.says(fmt.Sprintf("ended %d FIN 0 RST", holders))
+	p.silent()
+	ends := 0
+	for _, c := range p.w.Connections {
+		ends++
+		if c.Role == "server" {
+			assert.Equal(t, uint32(g.pid), c.Process.PID)
+			assert.Equal(t, "local", c.ClosedBy, c.Story)
+		} else {
+			assert.Equal(t, uint32(client.pid), c.Process.PID)
+			assert.Equal(t, "remote", c.ClosedBy, c.Story)
+		}
+	}
+	assert.Equal(t, 2*holders, ends)
+}
+
+// TestKilledBusy kills a server with requests that it has not read and
+// connections that it has not accepted: the kernel resets both.
+func TestKilledBusy(t *testing.T) {
+	p := newPlace(t)
+	p.watch(diagnose.Options{})
+	g := p.redis(1000)
+	client := p.python("hold.py", fmt.Sprint(redisPort), fmt.Sprint(holders))
+	client.says(fmt.Sprintf("holding %d", holders))
+	p.signal(g.pid, syscall.SIGSTOP)
+	client.tell("send")
+	client.says("sent")
+	early := p.start("redis-cli", "-p", fmt.Sprint(redisPort), "ping")
+	opened := p.counter("Tcp.ActiveOpens")
+	p.until("redis-cli has connected", func() bool { return p.counter("Tcp.ActiveOpens") > opened || opened > holders })
+	time.Sleep(200 * time.Millisecond) // for its request, too
+	p.signal(g.pid, syscall.SIGKILL)
+	g.wait()
+	client.tell("end")
+	client.says(fmt.Sprintf("ended 0 FIN %d RST", holders))
+	early.wait()
+
+	got := p.end()
+	p.forbid(got, "reset-sent", "reset-received")
+	resets := uint64(0)
+	for _, v := range got {
+		if v.Code != "reset-sent" {
+			assert.Equal(t, diagnose.Info, v.Severity, v.Story)
+			continue
+		}
+		require.NotNil(t, v.Process)
+		assert.EqualValues(t, g.pid, v.Process.PID)
+		assert.Equal(t, "redis-server", v.Process.Comm)
+		switch v.Count {
+		case holders:
+			assert.Equal(t, "closed with data unread", v.Evidence.Get("cause"))
+			assert.EqualValues(t, len("PING\r\n"), v.Evidence.Get("unread_bytes"))
+		case 1:
+			assert.Equal(t, "the listener was closed before the connection was accepted", v.Evidence.Get("cause"))
+		default:
+			t.Errorf("reset-sent of %d connections: %s", v.Count, v.Story)
+		}
+		resets += v.Count
+	}
+	assert.EqualValues(t, holders+1, resets)
+	p.w.Tell(t, func(c *render.Connection) bool { return t.Failed() })
+}

@@ -75,12 +75,12 @@ struct listener_key {
 	__u32 netns;
 	__u16 port;
 	__u16 _pad;
-	__u8 addr[16]; /* zero: any */
+	__u8 addr[16];
 };
 struct listener_ref {
-	__u64 sk;      /* kernel address, only ever read through bpf_probe_read_kernel */
+	__u64 sk;      /* kernel address, only ever read through bpf_probe_read_kernel; 0 unknown */
 	__u32 drops;   /* sk_drops when last looked at */
-	__u32 count;   /* listeners that share the address (SO_REUSEPORT) */
+	__u32 shared;  /* another listener had the address at the same time (SO_REUSEPORT) */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -111,14 +111,19 @@ static __always_inline struct listener_ref *find_listener(const struct tcptrace_
 {
 	struct listener_key k = {};
 	struct listener_ref *ref;
+	__u32 *a = (void *)k.addr;
 
 	listener_key_of(&k, e->netns, e->local, e->local_port);
 	ref = bpf_map_lookup_elem(&listeners, &k);
-	if (!ref) {
-		__builtin_memset(k.addr, 0, sizeof(k.addr));
+	if (!ref && !a[0] && !a[1] && a[2] == 0xffff0000) {
+		a[3] = 0; /* 0.0.0.0 */
 		ref = bpf_map_lookup_elem(&listeners, &k);
 	}
-	return ref;
+	if (!ref) {
+		__builtin_memset(k.addr, 0, sizeof(k.addr)); /* :: */
+		ref = bpf_map_lookup_elem(&listeners, &k);
+	}
+	return ref && ref->sk ? ref : NULL;
 }
 
 /* Received, IP, a SYN. Of other protocols the flags are read from a place that
@@ -157,6 +162,8 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 	if (!ref)
 		return 0;
 	sk = (void *)ref->sk;
+	if (RD_raw(sk, __sk_common.skc_state) != TCP_LISTEN)
+		return 0;
 	len = RD_raw(sk, sk_ack_backlog);
 	limit = RD_raw(sk, sk_max_ack_backlog);
 	syn_full = syn_queue_full(sk);
@@ -175,7 +182,7 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 			count(at.netns, AUDIT_LISTEN_OVERFLOWS);
 	}
 	kind = full ? KIND_SYN_DROPPED : KIND_SYN_QUEUE_FULL;
-	emit_syn(kind, FLAG_INFERRED | (dropped ? 0 : FLAG_COOKIE) | (ref->count > 1 ? FLAG_AMBIGUOUS : 0),
+	emit_syn(kind, FLAG_INFERRED | (dropped ? 0 : FLAG_COOKIE) | (ref->shared ? FLAG_AMBIGUOUS : 0),
 		 at.netns, sk, skb);
 	return 0;
 }
@@ -217,7 +224,7 @@ static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk, bool
 	else if (e->l.abort_on_overflow)
 		e->flags |= FLAG_RST;
 	ref = find_listener(e);
-	if (ref && ref->count == 1) /* these drops are told already */
+	if (ref && ref->sk == (__u64)sk) /* these drops are told already */
 		ref->drops = RD_raw(sk, sk_drops.counter);
 	commit(e);
 	return 0;

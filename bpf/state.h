@@ -11,14 +11,11 @@ static __always_inline void listener_key_of(struct listener_key *k, __u32 netns,
 	k->netns = netns;
 	k->port = port;
 	k->_pad = 0;
-	if (unspecified(from)) { /* 0.0.0.0 and :: alike */
-		to[0] = to[1] = to[2] = to[3] = 0;
-	} else {
-		to[0] = from[0];
-		to[1] = from[1];
-		to[2] = from[2];
-		to[3] = from[3];
-	}
+	/* 0.0.0.0 and :: are two listeners where the second is IPV6_V6ONLY */
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
 }
 
 static __always_inline void remember_listener(const struct tcptrace_event *e, struct sock *sk)
@@ -31,21 +28,26 @@ static __always_inline void remember_listener(const struct tcptrace_event *e, st
 	if (old && old->sk == (__u64)sk)
 		return;
 	ref.sk = (__u64)sk;
-	ref.count = old ? old->count + 1 : 1;
+	ref.shared = old && (old->sk || old->shared);
 	ref.drops = RD_raw(sk, sk_drops.counter);
 	if (bpf_map_update_elem(&listeners, &k, &ref, BPF_ANY))
 		count_lost(LOST_MAP_FULL);
 }
 
-static __always_inline void forget_listener(const struct tcptrace_event *e)
+/* Of listeners that share an address only one is known; when that one closes,
+ * the address waits for the next inventory to name another.
+ */
+static __always_inline void forget_listener(const struct tcptrace_event *e, struct sock *sk)
 {
 	struct listener_key k = {};
 	struct listener_ref *old;
 
 	listener_key_of(&k, e->netns, e->local, e->local_port);
 	old = bpf_map_lookup_elem(&listeners, &k);
-	if (old && old->count > 1)
-		old->count--;
+	if (!old || old->sk != (__u64)sk)
+		return;
+	if (old->shared)
+		old->sk = 0;
 	else
 		bpf_map_delete_elem(&listeners, &k);
 }
@@ -147,7 +149,7 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 		if (new == TCP_LISTEN)
 			remember_listener(e, sk);
 		else
-			forget_listener(e);
+			forget_listener(e, sk);
 	} else {
 		fill_traffic_btf(e, tp);
 		if (new == TCP_CLOSE) {

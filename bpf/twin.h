@@ -18,14 +18,14 @@
 #define TWIN_ACCEPT 0xff
 #define TWIN_STATE(old, new) (((old) & 15) << 4 | ((new) & 15))
 
-/* What the first program told last of a socket, by the socket's cookie. What
- * happens to one socket is serialised by its lock. Two sockets that share a
- * slot at the same moment make an event be told twice, not be lost. Fixed size,
- * nothing to delete.
+/* What the first program told last of a socket, by the socket's cookie. The
+ * twin runs right after it, on the same CPU. Only what interrupts between the
+ * two can take the slot, or the task's move to another CPU: then an event is
+ * told twice, not lost. Fixed size, nothing to delete.
  */
-#define TWIN_SLOTS 4096
+#define TWIN_SLOTS 256
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, TWIN_SLOTS);
 	__type(key, __u32);
 	__type(value, __u64);
@@ -33,7 +33,7 @@ struct {
 
 static __always_inline __u64 *twin_slot(__u64 cookie)
 {
-	__u32 slot = cookie & (TWIN_SLOTS - 1);
+	__u32 slot = cookie * 0x9e3779b97f4a7c15ULL >> 56; /* spreads the CPUs' ranges of cookies */
 
 	return bpf_map_lookup_elem(&told, &slot);
 }

@@ -104,7 +104,10 @@ func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
 	key := Key{Netns: c.Netns(), PID: c.Owner().PID, What: c.ResetReason()}
 	var kind string
 	key.Addr, kind = place(c)
-	if k != nil {
+	switch {
+	case k == &causeLate:
+		key.What = k.text // answered by the socket or its minisocket, for two reasons
+	case k != nil:
 		key.What += " " + k.text
 	}
 	p := r.found.make(key)

@@ -77,7 +77,7 @@ func TestCases(t *testing.T) {
 
 	o := diagnose.Options{CloseWait: closeWait}
 	if watchtest.InVM() {
-		o.Immediate = time.Second
+		o.Immediate = 250 * time.Millisecond
 	}
 	w := watchtest.Watch(t, filter.Filter{}, o)
 	each(all, func(ctx context.Context, p *played) (err error) {

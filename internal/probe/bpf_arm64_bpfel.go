@@ -39,10 +39,10 @@ type bpfListenerKey struct {
 }
 
 type bpfListenerRef struct {
-	_     structs.HostLayout
-	Sk    uint64
-	Drops uint32
-	Count uint32
+	_      structs.HostLayout
+	Sk     uint64
+	Drops  uint32
+	Shared uint32
 }
 
 type bpfNotes struct {

@@ -174,8 +174,11 @@ func (p *Probe) load(k *kernel, o Options) error {
 			return fmt.Errorf("attaching %s: %s: %w", h.name, state[i].Why, ErrNotSupported)
 		}
 	}
-	p.loadIterator(spec, opts)
+	noInventory := p.loadIterator(spec, opts)
 	p.caps = capabilities(k, state, partial, cookie)
+	if noInventory != nil {
+		p.caps.Unknowable = append(p.caps.Unknowable, fmt.Sprintf("sockets that are older than the start (%v)", noInventory))
+	}
 
 	p.reader, err = ringbuf.NewReader(p.maps["events"])
 	if err != nil {
@@ -445,6 +448,7 @@ func short(err error) error {
 		why string
 	}{
 		{errNOTSUPP, "this kernel can't attach to a function with so many arguments"},
+		{ebpf.ErrNotSupported, "this kernel can't attach to a function with so many arguments"},
 		{unix.ENOENT, "not found on this kernel"},
 		{unix.EPERM, "not permitted"},
 	} {
@@ -455,13 +459,13 @@ func short(err error) error {
 	return err // a verifier error prints as one line
 }
 
-func (p *Probe) loadIterator(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) {
+func (p *Probe) loadIterator(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) error {
 	progs, err := p.loadPrograms(spec, opts, []string{"iter_tcp"})
 	if err != nil {
-		p.log.Warn("loading the socket iterator; sockets older than the start stay unknown", zap.Error(err))
-		return
+		return fmt.Errorf("loading the socket iterator: %w", short(err))
 	}
 	p.iter = progs["iter_tcp"]
+	return nil
 }
 
 func capabilities(k *kernel, state []event.Hook, partial map[string]string, cookie bool) event.Capabilities {

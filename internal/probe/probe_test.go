@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -242,4 +244,46 @@ func TestForcedAttach(t *testing.T) {
 	}
 	_, err := Open(Options{Attach: "magic"})
 	assert.Error(t, err)
+}
+
+// TestSYNDropTwoFamilies sees dropped SYNs where IPv4 and IPv6 have a listener
+// each on one port, as nginx has by default.
+func TestSYNDropTwoFamilies(t *testing.T) {
+	p := open(t, Options{})
+	require.True(t, p.Capabilities().HasSYNDrops)
+	listen := func(family int, sa unix.Sockaddr) int {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		t.Cleanup(func() { unix.Close(fd) })
+		if family == unix.AF_INET6 {
+			require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
+		}
+		require.NoError(t, unix.Bind(fd, sa))
+		require.NoError(t, unix.Listen(fd, 1))
+		return fd
+	}
+	fd := listen(unix.AF_INET, &unix.SockaddrInet4{})
+	sa, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	port := sa.(*unix.SockaddrInet4).Port
+	listen(unix.AF_INET6, &unix.SockaddrInet6{Port: port})
+	for range 5 { // two fill the queue
+		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		t.Cleanup(func() { unix.Close(c) })
+		err = unix.Connect(c, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+		require.ErrorIs(t, err, unix.EINPROGRESS)
+	}
+	time.Sleep(50 * time.Millisecond)
+	dropped := 0
+	for _, e := range drain(t, p) {
+		if e.Kind == event.KindSYNDropped && e.Local.Port() == uint16(port) {
+			dropped++
+			assert.Equal(t, "127.0.0.1", e.Local.Addr().String())
+			assert.EqualValues(t, 1, e.Listener.QueueLimit)
+			assert.EqualValues(t, 2, e.Listener.QueueLen)
+			assert.NotZero(t, e.Listener.ID)
+		}
+	}
+	assert.Equal(t, 3, dropped)
 }

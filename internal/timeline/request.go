@@ -162,8 +162,19 @@ func (c *Conn) deadline() int64 {
 	var wait time.Duration
 	if c.Phase() == PhaseRequest {
 		n := 0
+		dropped := false
 		for i := 0; i < int(c.n); i++ {
-			n = max(n, c.At(i).Attempt())
+			e := c.At(i)
+			n = max(n, e.Attempt())
+			dropped = dropped || e.DroppedACK() && !e.arg(argCookie, EntryRequestDropped)
+		}
+		if n == 0 && dropped {
+			// How many SYN-ACKs came before is not known: as many as
+			// there can be.
+			const byDefault = 5
+			if n = int(c.Facts().SYNACKRetries); n == 0 {
+				n = byDefault
+			}
 		}
 		wait = min(time.Second<<min(n, 10), maxRTO)
 	} else {

@@ -297,8 +297,10 @@ func (l *leak) Describe(x *Engine, v *Verdict) {
 	switch {
 	case l.on == 0 && l.off > 0:
 		reaped.Note = "never: keepalive is off"
+		reapedRST.Note = reaped.Note
 	case l.on == 0 || !l.timers:
 		reaped.Note = "the timers are not known"
+		reapedRST.Note = reaped.Note
 	default:
 		reaped.Value, reapedRST.Value = seconds(l.dead), seconds(l.reset)
 		if l.off > 0 {

@@ -200,7 +200,7 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 	v.Story = fmt.Sprintf("%s never answered %s: SYN sent again %s%s, %s",
 		destination(f.to), f.owner.Name(), times(f.retransmits), in, end)
 	v.Fix = docConnectTimeout.Fix
-	other := Fact{Key: "listener", Note: "not on this host"}
+	other := Fact{Key: "listener", Note: "nothing of it was seen on this host"}
 	switch {
 	case f.full:
 		// One cause, not two errors.

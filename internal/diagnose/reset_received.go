@@ -83,7 +83,7 @@ func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 	}
 	switch {
 	case len(causes) > 0:
-		key.What += " explained"
+		key.What += " " + causes[0] // it names what to look at
 	case probe:
 		key.What += " probe"
 	}

@@ -151,9 +151,22 @@ func (s *story) othersQueue(est *timeline.Entry) {
 	case drop == nil:
 	case in == nil:
 		s.say("but the server never let it in: accept queue full")
+	case p.Find(timeline.EntrySYNACKRetransmitted) == nil && !droppedACK(p):
+		// Only its SYNs were dropped: that delayed the handshake itself.
+		s.say("the server's accept queue was full")
 	default:
 		s.say("but the server let it in only %s later: accept queue full", timeline.Duration(max(0, in.Since(est))))
 	}
+}
+
+// droppedACK reports whether the final ACK of c met a full accept queue.
+func droppedACK(c *timeline.Conn) bool {
+	for i := range c.Len() {
+		if e := c.At(i); e.Kind == timeline.EntryRequestDropped && e.DroppedACK() {
+			return true
+		}
+	}
+	return false
 }
 
 // dropped tells what met a full accept queue, and whether it got in after all.

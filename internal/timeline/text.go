@@ -140,7 +140,7 @@ func (e *Entry) text(c *Conn) string {
 		case e.NoPort():
 			return "connect() failed before a SYN was sent: no local port"
 		case n > 0:
-			return fmt.Sprintf("the application gave up after %d SYN retransmissions", n)
+			return "the application gave up after " + several(n, "SYN retransmission")
 		}
 		return "the application gave up connecting"
 	case EntryShutdownCalled:
@@ -189,7 +189,7 @@ func (e *Entry) text(c *Conn) string {
 			}
 			switch {
 			case c.unread > 0:
-				return s + fmt.Sprintf(" with %d bytes unread", c.unread)
+				return s + fmt.Sprintf(" with %s unread", several(int(c.unread), "byte"))
 			case e.LingerZero():
 				return s + " (SO_LINGER 0)"
 			}
@@ -306,4 +306,12 @@ func (e *Entry) Detail(c *Conn) []Detail {
 		}
 	}
 	return d
+}
+
+// several writes a number of things.
+func several(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }

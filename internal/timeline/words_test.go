@@ -43,3 +43,11 @@ func TestPrintable(t *testing.T) {
 		}
 	}
 }
+
+func TestSeveral(t *testing.T) {
+	for n, want := range map[int]string{0: "0 bytes", 1: "1 byte", 2: "2 bytes"} {
+		if got := several(n, "byte"); got != want {
+			t.Errorf("several(%d): %q, want %q", n, got, want)
+		}
+	}
+}

@@ -101,7 +101,7 @@ var hooks = []hook{
 	{
 		name:    "tcp_time_wait",
 		gives:   "which closing sockets enter TIME_WAIT",
-		unknown: "TIME_WAIT entry is concluded from the state change, not observed",
+		unknown: "TIME_WAIT entry for certain: it is concluded from the state change",
 		ways:    []way{fentry("fe_time_wait", "tcp_time_wait"), kprobe("kp_time_wait", "tcp_time_wait")},
 	},
 	{
@@ -112,7 +112,7 @@ var hooks = []hook{
 			fentry("fx_accept", "inet_csk_accept").when(acceptReturn),
 			kprobe("kr_accept", "inet_csk_accept"),
 			tp("sys_exit_accept4", "syscalls/sys_exit_accept4").and(tp("sys_exit_accept", "syscalls/sys_exit_accept")).
-				seesOnly("accept() through io_uring is not seen"),
+				seesOnly("accept() through io_uring"),
 		},
 	},
 	{
@@ -143,7 +143,7 @@ var hooks = []hook{
 			fentry("fe_conn_request", "tcp_conn_request"),
 			kprobe("kp_conn_request", "tcp_conn_request"),
 			tp("tp_consume_skb", "consume_skb").
-				seesOnly("drops are concluded from the listener's queue and drop count; listeners that share a port (SO_REUSEPORT) are not told apart"),
+				seesOnly("which of several listeners on one address (SO_REUSEPORT) dropped a SYN; that a SYN was dropped is concluded from the listener's queue and drop count"),
 		},
 	},
 	{
@@ -173,12 +173,12 @@ var hooks = []hook{
 			tp("tp_send_reset", "tcp_send_reset").when(resetReason),
 			fentry("fe_v4_send_reset", "tcp_v4_send_reset").and(fentry("fe_v6_send_reset", "tcp_v6_send_reset")).
 				and(fentry("fe_active_reset", "tcp_send_active_reset")).
-				seesOnly("this kernel gives no reason for a RST"),
+				seesOnly("why a RST is sent: this kernel gives no reason"),
 			kprobe("kp_v4_send_reset", "tcp_v4_send_reset").and(kprobe("kp_v6_send_reset", "tcp_v6_send_reset")).
 				and(kprobe("kp_active_reset", "tcp_send_active_reset")).
-				seesOnly("this kernel gives no reason for a RST"),
+				seesOnly("why a RST is sent: this kernel gives no reason"),
 			tp("tp_send_reset", "tcp_send_reset").
-				seesOnly("this kernel gives no reason for a RST, and RSTs sent without a full socket (closed ports, TIME_WAIT) are not seen"),
+				seesOnly("why a RST is sent (this kernel gives no reason), and RSTs sent without a full socket: closed ports, TIME_WAIT"),
 		},
 	},
 	{

@@ -168,6 +168,7 @@ func runTests(ctx context.Context, o testOptions, patterns []string) error {
 type step struct {
 	pkg    vm.TestPackage
 	attach string
+	chosen bool // tests were chosen by name, which this package may not have
 
 	log    *os.File
 	tests  vm.TestLog
@@ -188,7 +189,7 @@ func (s *step) problem() string {
 		return s.status.String()
 	case s.tests.Verdict() != "PASS":
 		return "ended without a verdict"
-	case count.Passed == 0:
+	case count.Passed == 0 && !s.chosen:
 		return "no test ran"
 	}
 	return ""
@@ -229,7 +230,7 @@ func (r *kernelRun) test(ctx context.Context, o testOptions, out *printer, packa
 			c := p.Command(args, append([]string{"TCPTRACE_ATTACH=" + attach, "TCPTRACE_VM=" + r.name}, o.env...))
 			c.Timeout = o.timeout
 			job.Commands = append(job.Commands, c)
-			r.steps = append(r.steps, &step{pkg: p, attach: attach})
+			r.steps = append(r.steps, &step{pkg: p, attach: attach, chosen: o.run != ""})
 		}
 	}
 	attempt := 0
@@ -344,6 +345,9 @@ func summarize(w io.Writer, o testOptions, runs []kernelRun, elapsed time.Durati
 				if p := s.problem(); p != "" {
 					problems = append(problems, s.pkg.Short+": "+p)
 				}
+			}
+			if found && len(problems) == 0 && count.Passed == 0 {
+				problems = append(problems, "no test of any package ran")
 			}
 			if !found {
 				problems = append(problems, "did not run")

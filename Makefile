@@ -6,7 +6,7 @@ GO := $(shell scripts/setup go 2>/dev/null || echo go)
 export PATH := $(dir $(GO)):$(PATH):/usr/sbin:/sbin
 
 # Packages whose tests trace the running kernel, and so need root.
-KERNEL_PACKAGES := ./internal/kerneltest/... ./internal/probe ./internal/lab ./internal/host
+KERNEL_PACKAGES := ./internal/kerneltest/... ./internal/programtest ./internal/probe ./internal/lab ./internal/host
 # Packages that are tested under other kernels. The last one tests the machines.
 VM_PACKAGES ?= ./internal/kerneltest/... ./internal/probe ./internal/vm/testdata/sample
 # Kernels and attach modes of test-vm; "go run ./scripts/vm test -h" tells how

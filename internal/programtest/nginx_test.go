@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/kerneltest/watchtest"
 	"github.com/tcptrace/tcptrace/internal/render"
 )
 
@@ -86,7 +87,9 @@ func TestNginxConnectionPerRequest(t *testing.T) {
 	p.nginx(p.nginxArgs("", ""))
 	p.ab(requests, "-c", "20")
 	p.silent()
-	assert.Len(t, served(p), requests)
+	// ab opens some that it does not come to use.
+	assert.GreaterOrEqual(t, len(served(p)), requests)
+	assert.EqualValues(t, p.counter("Tcp.PassiveOpens"), len(served(p)))
 }
 
 func TestNginxKeepAlive(t *testing.T) {
@@ -96,17 +99,16 @@ func TestNginxKeepAlive(t *testing.T) {
 	p.watch(diagnose.Options{}) // nginx is older than the watch here
 	p.ab(requests, "-k", "-c", "20")
 	p.silent()
-	// Its clients do not share the requests evenly.
-	assert.InDelta(t, requests/each, len(served(p)), 20)
+	assert.GreaterOrEqual(t, len(served(p)), requests/each)
+	assert.EqualValues(t, p.counter("Tcp.PassiveOpens"), len(served(p)))
 }
 
-// served returns nginx's ends of the connections.
+// served returns the servers' ends of the connections.
 func served(p *place) []*render.Connection {
 	var all []*render.Connection
 	for _, c := range p.w.Connections {
 		if c.Role == "server" {
 			all = append(all, c)
-			assert.Equal(p, "nginx", c.Process.Comm)
 		}
 	}
 	return all
@@ -140,10 +142,14 @@ func TestNginxReload(t *testing.T) {
 	default:
 	}
 	p.abEnds(load, requests)
+	for _, pid := range g.children() {
+		seen[pid] = true
+	}
 	p.silent()
 	workers := map[uint32]int{}
 	for _, c := range served(p) {
 		workers[c.Process.PID]++
+		assert.True(t, seen[int(c.Process.PID)], "%s[%d] is one of nginx's workers", c.Process.Comm, c.Process.PID)
 	}
 	t.Logf("connections by worker: %v", workers)
 	assert.Greater(t, len(workers), nginxWorkers, "connections were served before a reload and after")
@@ -160,15 +166,22 @@ func TestNginxStopped(t *testing.T) {
 	for _, pid := range workers {
 		p.signal(pid, syscall.SIGSTOP)
 	}
-	load := p.start("ab", "-q", "-n", fmt.Sprint(clients), "-c", fmt.Sprint(clients), "http://"+nginxAddr+"/")
-	p.until("all further SYNs are dropped", func() bool { return p.counter("TcpExt.ListenOverflows") >= clients-backlog-1 })
+	var loads []*program
+	for range clients { // one each: ab waits for its first answer before it connects further
+		loads = append(loads, p.start("ab", "-q", "-n", "1", "http://"+nginxAddr+"/"))
+	}
+	p.until("all further SYNs are dropped", func() bool { return p.counter("TcpExt.ListenOverflows") >= clients-backlog-2 })
 	p.until("the overflow is told while it lasts", func() bool {
 		return slices.ContainsFunc(p.w.Verdicts(), func(v *render.Verdict) bool { return v.Code == "accept-queue-overflow" })
 	})
+	waiting := p.queue(nginxPort)
+	assert.InDelta(t, backlog+1, waiting, 1) // final ACKs on two processors may both find the last place
 	for _, pid := range workers {
 		p.signal(pid, syscall.SIGCONT)
 	}
-	p.abEnds(load, clients)
+	for _, load := range loads {
+		p.abEnds(load, 1)
+	}
 
 	// From here on, nothing new.
 	time.Sleep(100 * time.Millisecond) // what has happened is told
@@ -180,16 +193,23 @@ func TestNginxStopped(t *testing.T) {
 	p.forbid(got, "accept-queue-overflow")
 	v := only(p, got, "accept-queue-overflow", g.pid)
 	assert.Equal(t, diagnose.Error, v.Severity)
-	assert.Equal(t, diagnose.Certain, v.Confidence)
+	if watchtest.Full(p.w.Caps) {
+		assert.Equal(t, diagnose.Certain, v.Confidence)
+	} else { // dropped SYNs are concluded
+		assert.Contains(t, []diagnose.Confidence{diagnose.Certain, diagnose.Likely}, v.Confidence)
+	}
 	assert.Equal(t, "nginx", v.Process.Comm)
 	assert.Equal(t, diagnose.Subject{Kind: "listener", Name: nginxAddr}, v.Subject)
-	assert.EqualValues(t, clients-backlog-1, v.Count, "connections that met the full queue")
+	assert.EqualValues(t, clients-waiting, v.Count, "connections that met the full queue")
 	assert.EqualValues(t, backlog, v.Evidence.Get("backlog_argument"))
 	assert.EqualValues(t, backlog, v.Evidence.Get("backlog_limit"))
-	assert.EqualValues(t, backlog+1, v.Evidence.Get("queue_len"))
+	assert.GreaterOrEqual(t, v.Evidence.Get("queue_len"), int64(waiting))
+	assert.InDelta(t, backlog+1, v.Evidence.Get("queue_len"), 1)
 	assert.Equal(t, "backlog argument", v.Evidence.Get("limited_by"))
-	assert.EqualValues(t, overflows, v.Evidence.Get("syn_dropped"))
-	assert.EqualValues(t, 0, v.Evidence.Get("ack_dropped"))
+	// Of those that try again at the same time when the queue has room, more
+	// than it holds may get in with their SYN, and not with their final ACK.
+	assert.GreaterOrEqual(t, v.Evidence.Get("syn_dropped"), int64(clients-waiting))
+	assert.EqualValues(t, overflows, v.Evidence.Get("syn_dropped").(int64)+v.Evidence.Get("ack_dropped").(int64))
 	assert.EqualValues(t, 0, v.Evidence.Get("rst_sent"))
 	assert.EqualValues(t, 1, v.Evidence.Get("clients"))
 }

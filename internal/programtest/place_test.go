@@ -245,20 +245,34 @@ func (g *program) comm() string {
 // listens waits until somebody listens on the port, without connecting to it.
 func (p *place) listens(port int) {
 	p.Helper()
+	p.until(fmt.Sprintf("somebody listens on port %d", port), func() bool { return p.queue(port) >= 0 })
+}
+
+// queue returns how many connections wait for accept() on the port, -1 if
+// nobody listens.
+func (p *place) queue(port int) (waiting int) {
+	p.Helper()
+	waiting = -1
 	suffix := fmt.Sprintf(":%04X", port)
-	p.until(fmt.Sprintf("somebody listens on port %d", port), func() bool {
-		found := false
-		err := p.ns.Do(func() error {
-			b, err := os.ReadFile("/proc/thread-self/net/tcp")
-			for line := range strings.Lines(string(b)) {
-				f := strings.Fields(line)
-				found = found || len(f) > 3 && strings.HasSuffix(f[1], suffix) && f[3] == "0A"
+	err := p.ns.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/tcp")
+		for line := range strings.Lines(string(b)) {
+			// Number, local and remote address, state, tx_queue:rx_queue.
+			f := strings.Fields(line)
+			if len(f) < 5 || !strings.HasSuffix(f[1], suffix) || f[3] != "0A" {
+				continue
 			}
-			return err
-		})
-		require.NoError(p, err)
-		return found
+			_, rx, _ := strings.Cut(f[4], ":")
+			n, err := strconv.ParseInt(rx, 16, 32)
+			if err != nil {
+				return err
+			}
+			waiting = int(n)
+		}
+		return err
 	})
+	require.NoError(p, err)
+	return waiting
 }
 
 // counter returns one of the kernel's counters, such as
@@ -360,4 +374,3 @@ func (p *place) forbid(all []*render.Verdict, but ...string) {
 		}
 	}
 }
-

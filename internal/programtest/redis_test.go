@@ -5,7 +5,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -33,20 +32,23 @@ const (
 )
 
 // crowd holds connections, and has one client reconnect and many clients
-// connect once each. It returns the one, and what all of them said.
-func crowd(p *place) (reconnecting *program, said string) {
+// connect once each, all of which are to be served or refused. It returns the
+// one that reconnects.
+func crowd(p *place, manner string) (reconnecting *program) {
 	p.Helper()
 	hold := p.python("hold.py", fmt.Sprint(redisPort), fmt.Sprint(holders))
 	hold.says(fmt.Sprintf("holding %d", holders))
-	reconnecting = p.python("reconnect.py", fmt.Sprint(redisPort), fmt.Sprint(newcomers))
-	reconnecting.says("answered")
+	reconnecting = p.python("reconnect.py", fmt.Sprint(redisPort), fmt.Sprint(newcomers), manner)
+	reconnecting.says(fmt.Sprintf("%s %d", manner, newcomers))
 	reconnecting.wait()
+	answered := 0
 	for range newcomers {
 		cli := p.start("redis-cli", "-p", fmt.Sprint(redisPort), "ping")
 		cli.wait()
-		said += cli.said()
+		answered += strings.Count(cli.said(), "PONG")
 	}
-	return reconnecting, said + reconnecting.said()
+	require.Equal(p, map[string]int{"served": newcomers, "refused": 0}[manner], answered)
+	return reconnecting
 }
 
 // TestRedisFull has redis refuse clients beyond its limit: it accepts, writes
@@ -56,9 +58,7 @@ func TestRedisFull(t *testing.T) {
 	p.watch(diagnose.Options{})
 	g := p.redis(holders)
 	require.Equal(t, "redis-server", g.comm())
-	reconnecting, said := crowd(p)
-	require.Contains(t, said, "answered 0")
-	require.NotContains(t, said, "PONG")
+	reconnecting := crowd(p, "refused")
 
 	got := p.end()
 	// What the clients sent meets a closed socket: true as well.
@@ -67,18 +67,23 @@ func TestRedisFull(t *testing.T) {
 	assert.Equal(t, diagnose.Error, v.Severity)
 	assert.Equal(t, "redis-server", v.Process.Comm)
 	assert.Equal(t, diagnose.Subject{Kind: "listener", Name: redisAddr}, v.Subject)
-	assert.EqualValues(t, 2*newcomers, v.Count)
+	// redis-cli sends at once, and may close when it has read the refusal,
+	// before redis does.
+	first := 0
+	for _, c := range served(p) {
+		if c.ClosedBy == "local" {
+			first++
+		}
+	}
+	assert.GreaterOrEqual(t, first, newcomers)
+	assert.EqualValues(t, first, v.Count)
 	assert.EqualValues(t, holders, v.Evidence.Get("plateau"))
 	assert.EqualValues(t, holders, v.Evidence.Get("live_connections"))
 	assert.EqualValues(t, len("-ERR max number of clients reached\r\n"), v.Evidence.Get("bytes_written"))
 	v = only(p, got, "reconnect-loop", reconnecting.pid)
 	assert.EqualValues(t, newcomers, v.Count)
 	assert.Equal(t, redisAddr, v.Evidence.Get("destination"))
-	for _, v := range got {
-		if v.Code == "reset-sent" || v.Code == "reset-received" {
-			assert.Equal(t, diagnose.Info, v.Severity, v.Story)
-		}
-	}
+	p.Logf("%d of %d closed by redis first", first, 2*newcomers)
 }
 
 // TestRedisRoomy is the healthy twin.
@@ -86,9 +91,7 @@ func TestRedisRoomy(t *testing.T) {
 	p := newPlace(t)
 	p.watch(diagnose.Options{})
 	p.redis(1000)
-	_, said := crowd(p)
-	require.Contains(t, said, fmt.Sprintf("answered %d", newcomers))
-	require.Equal(t, newcomers, strings.Count(said, "PONG\n"))
+	crowd(p, "served")
 	p.silent()
 }
 
@@ -131,9 +134,7 @@ func TestKilledBusy(t *testing.T) {
 	client.tell("send")
 	client.says("sent")
 	early := p.start("redis-cli", "-p", fmt.Sprint(redisPort), "ping")
-	opened := p.counter("Tcp.ActiveOpens")
-	p.until("redis-cli has connected", func() bool { return p.counter("Tcp.ActiveOpens") > opened || opened > holders })
-	time.Sleep(200 * time.Millisecond) // for its request, too
+	p.until("redis-cli waits to be accepted", func() bool { return p.queue(redisPort) == 1 })
 	p.signal(g.pid, syscall.SIGKILL)
 	g.wait()
 	client.tell("end")
@@ -154,7 +155,7 @@ func TestKilledBusy(t *testing.T) {
 		switch v.Count {
 		case holders:
 			assert.Equal(t, "closed with data unread", v.Evidence.Get("cause"))
-			assert.EqualValues(t, len("PING\r\n"), v.Evidence.Get("unread_bytes"))
+			assert.EqualValues(t, len("ECHO \r\n")+100, v.Evidence.Get("unread_bytes"))
 		case 1:
 			assert.Equal(t, "the listener was closed before the connection was accepted", v.Evidence.Get("cause"))
 		default:

@@ -3,7 +3,7 @@
 usage: hold.py PORT COUNT
 
 Commands come as lines on stdin, each answered by a line once it is done:
-  send   writes a request on every connection
+  send   writes a longer request on every connection
   end    reads on every connection until it ends, and closes it; answers with
          how many ended by FIN and how many by RST
 """
@@ -11,6 +11,7 @@ import socket
 import sys
 
 PING = b"PING\r\n"
+ECHO = b"ECHO " + 100 * b"x" + b"\r\n"
 port, count = int(sys.argv[1]), int(sys.argv[2])
 
 
@@ -36,7 +37,7 @@ say("holding", len(held))
 for line in sys.stdin:
     if line == "send\n":
         for s in held:
-            s.sendall(PING)
+            s.sendall(ECHO)
         say("sent")
     elif line == "end\n":
         ends = []

@@ -203,12 +203,14 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 	other := Fact{Key: "listener", Note: "nothing of it was seen on this host"}
 	switch {
 	case f.full:
+		v.Which = "accept queue full"
 		// One cause, not two errors.
 		v.Severity = Info
 		v.Story += ": see accept-queue-overflow at the listener, on this host"
 		v.Fix = []string{"see the verdict about the listener: " + codeAcceptQueueOverflow}
 		other = Fact{Key: "listener", Value: "dropped the SYN: accept queue full"}
 	case f.answered:
+		v.Which = "SYN-ACK lost"
 		v.Story += "; the listener, on this host, did answer: its SYN-ACK got lost"
 		v.Fix = []string{"look for what drops SYN-ACKs between the two, on this host: netfilter rules, reverse path filtering, routes of the namespaces"}
 		other = Fact{Key: "listener", Value: "sent SYN-ACKs"}

@@ -280,7 +280,7 @@ func (x *Engine) Report(rule Rule, key Key, f Finding, at int64, n uint64, conns
 	if fresh {
 		n = max(n, 1)
 		x.makeRoom()
-		l = &live{id: id, v: Verdict{Code: codes[id.rule], Netns: key.Netns, First: at, Last: at}}
+		l = &live{id: id, v: Verdict{Code: codes[id.rule], Key: key, Netns: key.Netns, First: at, Last: at}}
 		if s, ok := f.(interface{ since() int64 }); ok {
 			l.v.First = min(at, s.since())
 		}

@@ -145,6 +145,10 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{f.kind, destination(f.at)}
 	v.Process = process(f.owner)
 	v.Severity, v.Confidence = Warning, Certain
+	v.Which = f.phase
+	if len(f.causes) > 0 {
+		v.Which = f.causes[0]
+	}
 	whose := "connections"
 	if v.Count == 1 {
 		whose = "a connection"

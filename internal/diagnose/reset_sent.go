@@ -194,6 +194,7 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		}
 	}
 	who := f.owner.Name()
+	v.Which = f.reason
 	why := Fact{Key: "cause", Note: "the socket showed nothing that explains it"}
 	v.Severity, v.Confidence = Info, Suspected
 	v.Story = fmt.Sprintf("%s reset the connection while it was %s, cause unknown", who, f.state)

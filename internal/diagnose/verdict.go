@@ -112,6 +112,8 @@ func member(b *bytes.Buffer, key string, value any) error {
 // its own.
 type Verdict struct {
 	Code       string
+	Key        Key    // tells verdicts of one code apart
+	Which      string // what it has that another about the same subject has not; "" nothing
 	Severity   Severity
 	Confidence Confidence
 	Story      string // one line

@@ -65,10 +65,8 @@ const maxFinal = 1024
 const maxPIDs = 65536
 
 type verdictKey struct {
-	code    string
-	subject diagnose.Subject
-	netns   uint32
-	pid     uint32
+	code string
+	key  diagnose.Key
 }
 
 type growth struct {
@@ -76,13 +74,7 @@ type growth struct {
 	at    int64
 }
 
-func keyOf(v *diagnose.Verdict) verdictKey {
-	k := verdictKey{code: v.Code, subject: v.Subject, netns: v.Netns}
-	if v.Process != nil {
-		k.pid = v.Process.PID
-	}
-	return k
-}
+func keyOf(v *diagnose.Verdict) verdictKey { return verdictKey{v.Code, v.Key} }
 
 // NewMachine returns a machine that has seen nothing.
 func NewMachine(o Options) *Machine {

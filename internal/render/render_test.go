@@ -456,3 +456,45 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+// TestGrowth checks that a verdict is only mentioned again when it holds for
+// more, that two about one subject are told apart, and that nothing is kept of
+// those that had their last word.
+func TestGrowth(t *testing.T) {
+	var b bytes.Buffer
+	r := NewText(&b, TextOptions{Width: 200})
+	verdict := func(which string, phase diagnose.Phase, count, since uint64, dropped int64) *Verdict {
+		v := overflow(phase, count)
+		v.Key, v.Which, v.Since, v.Interval = diagnose.Key{What: which}, which, since, time.Second
+		v.Evidence = diagnose.Evidence{{Key: "dropped", Value: dropped}}
+		return v
+	}
+	said := func(v *Verdict) string {
+		t.Helper()
+		b.Reset()
+		if err := errors.Join(r.Verdict(v), r.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	said(verdict("one", diagnose.PhaseNew, 5, 0, 5))
+	said(verdict("two", diagnose.PhaseNew, 1, 0, 1))
+	if got := said(verdict("one", diagnose.PhaseGrowing, 5, 5, 9)); got != "" {
+		t.Errorf("more evidence for as many: %q", got)
+	}
+	if got := said(verdict("two", diagnose.PhaseGrowing, 4, 1, 4)); !strings.Contains(got, "(two)") || !strings.Contains(got, "now 4 (+3 in the last 1 s)") {
+		t.Errorf("growth of the other: %q", got)
+	}
+	b.Reset()
+	if err := r.Summary(&Summary{Final: []*Verdict{verdict("one", diagnose.PhaseFinal, 5, 5, 9)}}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(b.String(), "dropped=9") {
+		t.Errorf("the last word has the old evidence: %s", b.String())
+	}
+	said(verdict("one", diagnose.PhaseFinal, 5, 5, 9))
+	said(verdict("two", diagnose.PhaseFinal, 4, 4, 4))
+	if len(r.told) != 0 {
+		t.Errorf("%d verdicts kept after their last word", len(r.told))
+	}
+}

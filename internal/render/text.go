@@ -33,9 +33,8 @@ type Text struct {
 	// shown holds connections that were shown in full beside their peer, the
 	// newest last, so that the other end does not repeat them.
 	shown []string
-	// full is the count with which a verdict was shown in full, by code,
-	// namespace and subject.
-	full map[string]uint64
+	// told is what was said last of a verdict that may still grow.
+	told map[verdictKey]told
 }
 
 // NewText returns a renderer that writes text to w.
@@ -49,7 +48,7 @@ func NewText(w io.Writer, o TextOptions) *Text {
 	}
 	return &Text{
 		o: o, out: bufio.NewWriterSize(w, 64<<10),
-		name: make(map[uint32]string), full: make(map[string]uint64),
+		name: make(map[uint32]string), told: make(map[verdictKey]told),
 	}
 }
 
@@ -449,19 +448,49 @@ func (t *Text) about(v *Verdict) string {
 	return s
 }
 
-func verdictKey(v *Verdict) string {
-	return fmt.Sprintf("%s\x00%d\x00%s\x00%s", v.Code, v.Netns, v.Subject.Kind, v.Subject.Name)
+// verdictKey tells verdicts apart.
+type verdictKey struct {
+	code string
+	key  diagnose.Key
 }
 
-// Verdict writes a verdict in full when it is new, and a line when it grew.
+// told is what a verdict said when it was shown in full, and its count when
+// anything of it was shown.
+type told struct {
+	full  string
+	count uint64
+}
+
+// said is what Verdict shows of v, in short.
+func said(v *Verdict) string {
+	items := append(facts(v.Evidence), v.Story, thousands(v.Count))
+	return strings.Join(items, "\x00")
+}
+
+// Verdict writes a verdict in full when it is new, and a line when it holds for
+// more. More evidence for as many goes without a word until the summary.
 func (t *Text) Verdict(v *Verdict) error {
 	style := severityStyle(v.Severity)
+	key := verdictKey{v.Code, v.Key}
 	if v.Phase != diagnose.PhaseNew {
+		was := t.told[key]
+		if v.Phase == diagnose.PhaseFinal {
+			delete(t.told, key)
+		} else {
+			t.told[key] = told{was.full, v.Count}
+		}
+		if v.Count == was.count {
+			return t.result()
+		}
 		grew := ""
 		if v.Interval > 0 && v.Count >= v.Since {
 			grew = fmt.Sprintf(" (+%s in the last %s)", thousands(v.Count-v.Since), roughly(v.Interval))
 		}
-		t.head(v.Time, string(v.Severity), style, fmt.Sprintf("%s, %s: now %s%s", Safe(v.Code), t.about(v), thousands(v.Count), grew))
+		code := Safe(v.Code)
+		if v.Which != "" {
+			code += " (" + Safe(v.Which) + ")"
+		}
+		t.head(v.Time, string(v.Severity), style, fmt.Sprintf("%s, %s: now %s%s", code, t.about(v), thousands(v.Count), grew))
 		return t.result()
 	}
 	t.head(v.Time, string(v.Severity), style, Safe(v.Story))
@@ -475,16 +504,20 @@ func (t *Text) Verdict(v *Verdict) error {
 		t.para("  fix: ", green, Safe(f), plain)
 	}
 	t.print("\n")
-	t.full[verdictKey(v)] = v.Count
+	t.told[key] = told{said(v), v.Count}
 	return t.result()
 }
 
-func (t *Text) evidence(facts diagnose.Evidence) {
-	items := make([]string, 0, len(facts))
-	for _, f := range facts {
+func (t *Text) evidence(e diagnose.Evidence) {
+	t.pack(2, facts(e), dim)
+}
+
+func facts(e diagnose.Evidence) []string {
+	items := make([]string, 0, len(e)+2)
+	for _, f := range e {
 		items = append(items, fact(f))
 	}
-	t.pack(2, items, dim)
+	return items
 }
 
 // fact shows one piece of evidence as key=value.
@@ -575,14 +608,10 @@ func (t *Text) verdicts(final []*Verdict) {
 			t.print(start + t.style(bold, Safe(v.Code)) + "\n")
 			t.para(strings.Repeat(" ", indent), plain, about, plain)
 		}
-		if was, ok := t.full[verdictKey(v)]; !ok || was != v.Count {
-			// What was shown in full told of fewer.
+		if was, ok := t.told[verdictKey{v.Code, v.Key}]; !ok || was.full != said(v) {
+			// What was shown in full told of less.
 			t.para(strings.Repeat(" ", 6), plain, Safe(v.Story), plain)
-			items := make([]string, 0, len(v.Evidence))
-			for _, f := range v.Evidence {
-				items = append(items, fact(f))
-			}
-			t.pack(6, items, dim)
+			t.pack(6, facts(v.Evidence), dim)
 		}
 	}
 }

@@ -229,20 +229,24 @@ DEFINE_FILL_SKB(raw)
 /* The namespace of a received segment. tcp_v4_rcv() takes the device away
  * before a socket gets the segment; its route still has it.
  */
-static __always_inline __u32 netns_of_skb(struct sk_buff *skb)
-{
-	struct net_device *dev = RD_raw(skb, dev);
-	struct dst_entry *dst;
-	struct net *net;
-
-	if (!dev) {
-		dst = (void *)(RD_raw(skb, _skb_refdst) & ~1UL); /* bit 0: not counted */
-		if (!dst)
-			return 0;
-		dev = RD_raw(dst, dev);
-	}
-	net = RD_raw(dev, nd_net.net);
-	return RD_raw(net, ns.inum);
+#define DEFINE_NETNS_OF_SKB(K)                                                             \
+static __always_inline __u32 netns_of_skb_##K(struct sk_buff *skb)                         \
+{                                                                                          \
+	struct net_device *dev = RD_##K(skb, dev);                                         \
+	struct dst_entry *dst;                                                             \
+	struct net *net;                                                                   \
+                                                                                           \
+	if (!dev) {                                                                        \
+		dst = (void *)(RD_##K(skb, _skb_refdst) & ~1UL); /* bit 0: not counted */  \
+		if (!dst)                                                                  \
+			return 0;                                                          \
+		dev = RD_raw(dst, dev);                                                    \
+	}                                                                                  \
+	net = RD_raw(dev, nd_net.net);                                                     \
+	return RD_raw(net, ns.inum);                                                       \
 }
+
+DEFINE_NETNS_OF_SKB(btf)
+DEFINE_NETNS_OF_SKB(raw)
 
 #endif

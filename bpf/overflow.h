@@ -5,11 +5,10 @@
 #ifndef TCPTRACE_OVERFLOW_H
 #define TCPTRACE_OVERFLOW_H
 
-static __always_inline bool syn_queue_full(struct sock *sk)
+static __always_inline bool syn_queue_full(struct sock *sk, __u32 limit)
 {
 	struct inet_connection_sock *icsk = (void *)sk;
 	__u32 len = RD_raw(icsk, icsk_accept_queue.qlen.counter);
-	__u32 limit = RD_raw(sk, sk_max_ack_backlog);
 
 	return syn_queue_full_at_limit ? len >= limit : len > limit;
 }
@@ -44,7 +43,8 @@ static __always_inline int on_conn_request(struct sock *sk, struct sk_buff *skb)
 {
 	struct net *net;
 	__u32 netns;
-	bool queue_full = syn_queue_full(sk), full = accept_queue_full(sk);
+	__u32 limit = RD_raw(sk, sk_max_ack_backlog);
+	bool queue_full = syn_queue_full(sk, limit), full = RD_raw(sk, sk_ack_backlog) > limit;
 	int cookies;
 
 	if (!queue_full && !full)
@@ -157,7 +157,7 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 
 	if (!fill_from_skb_btf(&at, skb, &tcp_flags))
 		return 0;
-	at.netns = netns_of_skb(skb);
+	at.netns = netns_of_skb_btf(skb);
 	ref = find_listener(&at);
 	if (!ref)
 		return 0;
@@ -166,7 +166,7 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 		return 0;
 	len = RD_raw(sk, sk_ack_backlog);
 	limit = RD_raw(sk, sk_max_ack_backlog);
-	syn_full = syn_queue_full(sk);
+	syn_full = syn_queue_full(sk, limit);
 	if (len < limit && !syn_full)
 		return 0;
 	/* full, or the next one will be: keep up with the count */

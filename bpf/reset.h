@@ -61,7 +61,7 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 	} else {
 		if (!skb)
 			return 0;
-		netns = netns_of_skb(skb);
+		netns = netns_of_skb_raw(skb);
 	}
 	count(netns, AUDIT_OUT_RSTS);
 	if (!netns_passes(netns))

@@ -157,6 +157,12 @@ func (a *auditor) add(ns host.Netns) {
 	a.spaces[ns.Inode] = &audit{ns: ns, first: reading{cookie: c.Cookie, kernel: zero, seen: zero, steady: true}}
 }
 
+// reused reports whether a namespace was found to have had another's number.
+func (a *auditor) reused(inode uint32) bool {
+	s := a.spaces[inode]
+	return s != nil && errors.Is(s.err, errReused)
+}
+
 // end compares. It leaves out namespaces where nothing was counted on either
 // side, and tells of those that could not be compared.
 func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []string) {

@@ -77,12 +77,13 @@ type live struct {
 	paths   map[uint64]string // of cgroups
 	procs   map[uint32]seen
 	lost    map[string]uint64
-	synced  int64       // when sockets were last looked at again after losses
-	again   bool        // they are to be looked at again
-	last    event.Event // of the newest namespace and process, for the fast path
-	owners  bool        // /proc shows the kernel's process ids
-	blind   bool        // sockets cannot be listed here
-	limit   map[uint32]bool
+	synced  int64           // when sockets were last looked at again after losses
+	again   bool            // they are to be looked at again
+	last    event.Event     // of the newest namespace and process, for the fast path
+	owners  bool            // /proc shows the kernel's process ids
+	blind   bool            // sockets cannot be listed here
+	limit   map[uint32]bool // nil: all namespaces are meant; false: no more
+	skip    bool            // events of the newest namespace are not meant
 }
 
 type space struct {
@@ -186,7 +187,7 @@ func (l *live) begin() error {
 		l.learn(ns)
 	}
 	l.snapshot(spaces)
-	if err := l.Out.Flush(); err != nil {
+	if err := l.flush(); err != nil {
 		return err
 	}
 	if l.Ready != nil {
@@ -225,8 +226,21 @@ func (l *live) meet(inode uint32) {
 		return
 	}
 	l.audit.add(ns)
+	if l.limit != nil && l.audit.reused(inode) {
+		l.disown(inode)
+		return
+	}
 	l.learn(ns)
 	l.pending = append(l.pending, inode)
+}
+
+// disown is called when a namespace that was asked for has ended and its
+// number belongs to another one: that one was not asked for.
+func (l *live) disown(inode uint32) {
+	l.Log.Warn("a network namespace that was asked for has ended; its number is another's now, which is not shown", zap.Uint32("inode", inode))
+	l.limit[inode] = false
+	delete(l.spaces, inode)
+	l.last.Netns = 0
 }
 
 // retry looks again for namespaces that were not found, and forgets those
@@ -234,6 +248,13 @@ func (l *live) meet(inode uint32) {
 // they do live on, they are met again.
 func (l *live) retry() {
 	for inode, s := range l.spaces {
+		if l.limit[inode] && s.known {
+			// The same name can lead to another one in no time.
+			if l.audit.add(s.ns); l.audit.reused(inode) {
+				l.disown(inode)
+				continue
+			}
+		}
 		if s.known && !enterable(s.ns) {
 			delete(l.spaces, inode)
 			l.last.Netns = 0
@@ -318,7 +339,7 @@ func (l *live) loop(ctx context.Context, began int64) error {
 			next = now + int64(housekeeping)
 			l.keep(now)
 		}
-		if err := errors.Join(l.m.Err(), l.Out.Flush()); err != nil {
+		if err := l.flush(); err != nil {
 			return err
 		}
 		if l.m.Done() || l.Duration > 0 && now-began >= int64(l.Duration) || ctx.Err() != nil {
@@ -330,16 +351,28 @@ func (l *live) loop(ctx context.Context, began int64) error {
 	}
 }
 
+// flush hands on what was written, and returns the renderer's first error.
+func (l *live) flush() error {
+	if l.m.Err() == nil {
+		l.m.fail(l.Out.Flush())
+	}
+	return l.m.Err()
+}
+
 // handle hands events over, each after what it takes to judge it.
 func (l *live) handle(batch []event.Event) {
 	last := &l.last
 	for i := range batch {
 		e := &batch[i]
 		if e.Netns != last.Netns {
-			last.Netns = e.Netns
 			if l.spaces[e.Netns] == nil {
 				l.meet(e.Netns)
 			}
+			last.Netns = e.Netns
+			l.skip = l.limit != nil && e.Netns != 0 && !l.limit[e.Netns]
+		}
+		if l.skip {
+			continue
 		}
 		if e.Flags&event.FlagProcess != 0 && (e.PID != last.PID || e.Comm != last.Comm || e.Cgroup != last.Cgroup) {
 			last.PID, last.Comm, last.Cgroup = e.PID, e.Comm, e.Cgroup

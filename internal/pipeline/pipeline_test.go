@@ -15,6 +15,8 @@ import (
 	"time"
 	"unicode"
 
+	"go.uber.org/zap"
+
 	"github.com/tcptrace/tcptrace/internal/filter"
 	"github.com/tcptrace/tcptrace/internal/host"
 	"github.com/tcptrace/tcptrace/internal/render"
@@ -266,6 +268,9 @@ func TestOutputEnds(t *testing.T) {
 			if !errors.Is(err, want) {
 				t.Errorf("with room for %d bytes: %v, want %v", room, err, want)
 			}
+			if err != nil && strings.Count(err.Error(), want.Error()) != 1 {
+				t.Errorf("with room for %d bytes it is said more than once: %v", room, err)
+			}
 			if !f.stopped {
 				t.Error("the tracer was not stopped")
 			}
@@ -508,5 +513,34 @@ func short(netns uint32) []event.Event {
 		state(2, 1_100_000, event.StateCloseWait, event.StateLastAck, event.FlagProcess|shut|event.FlagDone),
 		state(1, 1_110_000, event.StateFinWait2, event.StateClose, event.FlagTimeWait|shut),
 		state(2, 1_120_000, event.StateLastAck, event.StateClose, shut),
+	}
+}
+
+// TestNamespaceReused checks that a filter by namespace does not go over to
+// another one that was given the number of one that ended.
+func TestNamespaceReused(t *testing.T) {
+	netns := self(t)
+	l := &live{
+		Config: Config{Options: Options{Out: render.NewJSON(io.Discard)}, Tracer: &fake{}, Log: zap.NewNop()},
+		spaces: make(map[uint32]*space), limit: map[uint32]bool{netns: true}, procs: make(map[uint32]seen), paths: make(map[uint64]string),
+	}
+	l.m = NewMachine(l.Options)
+	l.audit.tracer = l.Tracer
+	ns, err := host.SelfNetns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.audit.begin([]host.Netns{ns})
+	l.learn(ns)
+	l.retry()
+	l.handle(refused(netns, 1, 40001, host.Now()))
+	if l.m.events != 3 {
+		t.Fatalf("%d events of the namespace that was asked for, want 3", l.m.events)
+	}
+	l.audit.spaces[netns].first.cookie++ // as if it had been another one then
+	l.retry()
+	l.handle(refused(netns, 2, 40002, host.Now()))
+	if l.m.events != 3 {
+		t.Errorf("%d events more, of another namespace", l.m.events-3)
 	}
 }

@@ -214,6 +214,9 @@ func flagError(cmd *cobra.Command, err error) error {
 		if invalid.GetFlag().Value.Type() == "duration" {
 			return usage("a duration is written 50ms, 30s or 5m", "--%s %q: not a duration", invalid.GetFlag().Name, invalid.GetValue())
 		}
+		if invalid.GetFlag().Value.Type() == "uint64" {
+			return usage("a number is written 1, 20 or 300", "--%s %q: not a whole number from 0 up", invalid.GetFlag().Name, invalid.GetValue())
+		}
 		return usage(hint, "--%s %q: %w", invalid.GetFlag().Name, invalid.GetValue(), invalid.Unwrap())
 	case errors.As(err, &missing):
 		return usage(hint, "--%s needs a value", missing.GetSpecifiedName())

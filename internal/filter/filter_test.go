@@ -158,11 +158,11 @@ func TestMatchConn(t *testing.T) {
 }
 
 func TestNearest(t *testing.T) {
-	words := []string{"connect-refused", "connect-timeout", "reset-sent", "port"}
+	words := []string{"connect-refused", "connect-timeout", "reset-sent", "port", "A"}
 	for typed, want := range map[string]string{
 		"connect-refuse": "connect-refused", "CONNECT-REFUSED": "connect-refused", "reset-snt": "reset-sent", "reset": "reset-sent",
 		"prot": "port", "pot": "port", "pox": "", "connect-erfused": "connect-refused",
-		"banana": "", "": "", strings.Repeat("x", 1000): "",
+		"banana": "", "": "", "z": "", strings.Repeat("x", 1000): "",
 	} {
 		if got := Nearest(typed, words); got != want {
 			t.Errorf("Nearest(%q) = %q, want %q", typed, got, want)

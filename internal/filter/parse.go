@@ -223,8 +223,8 @@ func (p *parser) state(v string) (event.State, string, string) {
 // to be, or "": at most a third of its letters may be wrong. A longer word
 // that begins with it counts as near.
 func Nearest(typed string, words []string) string {
-	if len(typed) > 64 {
-		return ""
+	if len(typed) < 2 || len(typed) > 64 {
+		return "" // any other letter would be as near
 	}
 	best, least := "", 1+max(1, len(typed)/3)
 	for _, w := range words {

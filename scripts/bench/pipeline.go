@@ -60,6 +60,6 @@ func (b *bench) pipeline() error {
 		}
 		rates = append(rates, float64(len(events))/time.Since(begun).Seconds())
 	}
-	fmt.Printf("pipeline: %d events of churn; %.2f of the 1.5 million a second and processor aimed at\n", len(events), mid(rates)/1.5e6)
+	fmt.Printf("pipeline: %d events of churn; %.1f times the 1.5 million a second and processor aimed at\n", len(events), mid(rates)/1.5e6)
 	return nil
 }

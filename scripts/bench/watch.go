@@ -142,8 +142,8 @@ func (b *bench) start() error {
 			return err
 		}
 	}
-	fmt.Printf("start: ready after %.2f of the 0.5 s allowed, resident memory %.2f of the 60 MB allowed\n",
-		mid(took)/0.5, float64(rss)/60e6)
+	fmt.Printf("start: %.0f%% of the 0.5 s allowed until ready; resident memory %.0f%% of the 60 MB allowed\n",
+		100*mid(took)/0.5, 100*float64(rss)/60e6)
 	return nil
 }
 
@@ -214,7 +214,7 @@ func (b *bench) live() error {
 	if err := errors.Join(err, eerr); err != nil {
 		return err
 	}
-	fmt.Printf("live: %d connections, both ends: %d tracked; resident memory %.2f of the 100 MB allowed (%.2f before), lost %d\n",
-		held.Connections, 2*held.Connections, float64(rss)/100e6, float64(before)/100e6, s.Lost)
+	fmt.Printf("live: %d connections, both ends: %d tracked; resident memory %.0f%% of the 100 MB allowed (%.0f%% before), lost %d\n",
+		held.Connections, 2*held.Connections, float64(rss)/1e6, float64(before)/1e6, s.Lost)
 	return nil
 }

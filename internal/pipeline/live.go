@@ -480,6 +480,7 @@ func (l *live) finish(began int64, err error) (*render.Summary, error) {
 	l.losses(now)
 	s.Duration = time.Duration(now - began)
 	s.Cost = l.cost.end(now, l.m.events)
+	s.Cost.Filtered = l.m.narrow
 	if err != nil {
 		if l.m.Err() != nil {
 			return &s, err // nothing can be shown any more

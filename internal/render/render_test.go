@@ -498,3 +498,24 @@ func TestGrowth(t *testing.T) {
 		t.Errorf("%d verdicts kept after their last word", len(r.told))
 	}
 }
+
+// TestCost checks that time is put to events only where it was spent on them.
+func TestCost(t *testing.T) {
+	for _, c := range []struct {
+		cost Cost
+		want string
+	}{
+		{Cost{BPFKnown: true, BPFNanosPerEvent: 310, BPFCPUPercent: 1}, "310 ns of kernel time an event, 1.00% of a processor in the kernel, 0.00% in user space"},
+		{Cost{BPFKnown: true, BPFNanosPerEvent: 4_068_794, BPFCPUPercent: 1, Filtered: true}, "cost  1.00% of a processor in the kernel"},
+		{Cost{BPFKnown: true, BPFCPUPercent: 1}, "cost  1.00% of a processor in the kernel"},
+		{Cost{}, "cost  kernel time not measured"},
+	} {
+		var b bytes.Buffer
+		if err := NewText(&b, TextOptions{Width: 200}).Summary(&Summary{Cost: c.cost}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), c.want) {
+			t.Errorf("%+v: no %q in %s", c.cost, c.want, b.String())
+		}
+	}
+}

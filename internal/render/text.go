@@ -673,7 +673,10 @@ func (t *Text) audit(s *Summary) {
 func (t *Text) cost(c Cost) {
 	kernel := "kernel time not measured"
 	if c.BPFKnown {
-		kernel = fmt.Sprintf("%.0f ns of kernel time an event, %s of a processor in the kernel", c.BPFNanosPerEvent, percent(c.BPFCPUPercent))
+		kernel = percent(c.BPFCPUPercent) + " of a processor in the kernel"
+		if c.BPFNanosPerEvent > 0 && !c.Filtered {
+			kernel = fmt.Sprintf("%.0f ns of kernel time an event, %s", c.BPFNanosPerEvent, kernel)
+		}
 	}
 	t.para("  cost  ", bold, fmt.Sprintf("%s, %s in user space, %.1f MB of memory", kernel, percent(c.UserCPUPercent), float64(c.RSSBytes)/1e6), plain)
 }

@@ -170,6 +170,10 @@ type Cost struct {
 	UserCPUPercent   float64 `json:"user_cpu_percent"` // of one processor
 	RSSBytes         uint64  `json:"rss_bytes"`
 	BPFKnown         bool    `json:"bpf_known"` // the kernel keeps run-time statistics
+
+	// Filtered says that the programs ran for more than the events delivered,
+	// so that people are not told of their time by event.
+	Filtered bool `json:"-"`
 }
 
 // Summary closes the output.

@@ -12,7 +12,7 @@ VM_PACKAGES ?= ./internal/kerneltest/... ./internal/probe ./internal/vm/testdata
 # Kernels and attach modes of test-vm; "go run ./scripts/vm test -h" tells how
 # any other kernel is named.
 KERNELS ?= 5.10,6.1,6.12,7.3
-ATTACH ?= fentry,kprobe,tracepoint
+ATTACH ?= auto,fentry,kprobe,tracepoint
 # Machines at the same time, and the longest time for all of them.
 JOBS ?= 2
 VM_TIME ?= 30m

@@ -19,7 +19,7 @@ import (
 
 // attachModes are the values of tcptrace's --attach that a kernel is tested
 // with.
-var attachModes = []string{"fentry", "kprobe", "tracepoint"}
+var attachModes = []string{"auto", "fentry", "kprobe", "tracepoint"}
 
 // keptLogs is how many runs' logs are kept.
 const keptLogs = 10

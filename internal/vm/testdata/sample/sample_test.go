@@ -20,7 +20,7 @@ func TestKernelAndAttachModeAreNamed(t *testing.T) {
 	if os.Getenv("TCPTRACE_VM") == "" {
 		t.Fatal("TCPTRACE_VM is not set")
 	}
-	modes := []string{"fentry", "kprobe", "tracepoint"}
+	modes := []string{"auto", "fentry", "kprobe", "tracepoint"}
 	if mode := os.Getenv("TCPTRACE_ATTACH"); !slices.Contains(modes, mode) {
 		t.Fatalf("TCPTRACE_ATTACH is %q", mode)
 	}

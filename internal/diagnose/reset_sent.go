@@ -194,6 +194,9 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		}
 	}
 	who := f.owner.Name()
+	if !f.owner.Known() {
+		who = "this end"
+	}
 	v.Which = f.reason
 	why := Fact{Key: "cause", Note: "the socket showed nothing that explains it"}
 	v.Severity, v.Confidence = Info, Suspected

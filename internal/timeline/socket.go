@@ -295,7 +295,11 @@ func (t *Tracker) lateData(e *event.Event) {
 	if fresh {
 		c = t.create(e, e.Sock, PhaseSocket)
 		c.flags |= flagBefore
-		if l, _ := t.resolve(c.netns, c.Local()); l != nil {
+		if o := t.orphans.find(c); o != nil {
+			t.own(c, o.process, o.source)
+			c.setRole(o.role)
+		}
+		if l, _ := t.resolve(c.netns, c.Local()); l != nil && c.Role() != RoleClient {
 			t.serve(c, 0)
 		}
 	}

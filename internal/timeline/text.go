@@ -286,8 +286,8 @@ func (e *Entry) Detail(c *Conn) []Detail {
 	case EntryShutdownCalled:
 		put("how", int64(e.Arg>>24))
 	case EntryRSTSent:
-		if e.Arg != 0 {
-			put("reason", int64(e.Arg))
+		if r := e.Arg &^ argMinisocket; r != 0 {
+			put("reason", int64(r))
 		}
 		if r := c.ResetReason(); r != "" {
 			put("reason_name", r)

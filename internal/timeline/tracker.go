@@ -57,6 +57,7 @@ type Tracker struct {
 	ended    []ending
 	endedAt  int // first of ended that is not released
 	due      deadlines
+	orphans  orphans
 	procs    processes
 	netns    map[uint32]*netns
 	nsOrder  []uint32
@@ -412,6 +413,9 @@ func (t *Tracker) release() {
 		t.ended, t.endedAt = t.ended[:n], 0
 	}
 	t.forget(c)
+	if c.state == event.StateFinWait2 {
+		t.orphans.add(c)
+	}
 	t.obs.Ended(c)
 }
 

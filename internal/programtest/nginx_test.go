@@ -193,14 +193,18 @@ func TestNginxStopped(t *testing.T) {
 	p.forbid(got, "accept-queue-overflow")
 	v := only(p, got, "accept-queue-overflow", g.pid)
 	assert.Equal(t, diagnose.Error, v.Severity)
+	slack := 0.0
 	if watchtest.Full(p.w.Caps) {
 		assert.Equal(t, diagnose.Certain, v.Confidence)
-	} else { // dropped SYNs are concluded
+	} else {
+		// Dropped SYNs are concluded from a queue that another processor may
+		// have changed meanwhile.
 		assert.Contains(t, []diagnose.Confidence{diagnose.Certain, diagnose.Likely}, v.Confidence)
+		slack = clients / 10
 	}
 	assert.Equal(t, "nginx", v.Process.Comm)
 	assert.Equal(t, diagnose.Subject{Kind: "listener", Name: nginxAddr}, v.Subject)
-	assert.EqualValues(t, clients-waiting, v.Count, "connections that met the full queue")
+	assert.InDelta(t, clients-waiting, v.Count, slack, "connections that met the full queue")
 	assert.EqualValues(t, backlog, v.Evidence.Get("backlog_argument"))
 	assert.EqualValues(t, backlog, v.Evidence.Get("backlog_limit"))
 	assert.GreaterOrEqual(t, v.Evidence.Get("queue_len"), int64(waiting))
@@ -208,8 +212,9 @@ func TestNginxStopped(t *testing.T) {
 	assert.Equal(t, "backlog argument", v.Evidence.Get("limited_by"))
 	// Of those that try again at the same time when the queue has room, more
 	// than it holds may get in with their SYN, and not with their final ACK.
-	assert.GreaterOrEqual(t, v.Evidence.Get("syn_dropped"), int64(clients-waiting))
-	assert.EqualValues(t, overflows, v.Evidence.Get("syn_dropped").(int64)+v.Evidence.Get("ack_dropped").(int64))
+	syn, ack := v.Evidence.Get("syn_dropped").(int64), v.Evidence.Get("ack_dropped").(int64)
+	assert.GreaterOrEqual(t, float64(syn), float64(clients-waiting)-slack)
+	assert.InDelta(t, overflows, syn+ack, slack, "%d SYNs and %d final ACKs dropped", syn, ack)
 	assert.EqualValues(t, 0, v.Evidence.Get("rst_sent"))
 	assert.EqualValues(t, 1, v.Evidence.Get("clients"))
 }

@@ -79,6 +79,7 @@ type program struct {
 	pid   int
 	stdin io.WriteCloser
 	ended chan struct{}
+	heard chan struct{} // closed once nobody holds its output open
 
 	mu     sync.Mutex
 	output strings.Builder // stdout and stderr
@@ -100,16 +101,16 @@ func find(t *testing.T, name string) string {
 // the test ends.
 func (p *place) start(name string, args ...string) *program {
 	p.Helper()
-	g := &program{p: p, name: name, ended: make(chan struct{})}
+	g := &program{p: p, name: name, ended: make(chan struct{}), heard: make(chan struct{})}
 	cmd := exec.Command(find(p.T, name), args...)
 	cmd.Dir = p.dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "PYTHONDONTWRITEBYTECODE=1", "http_proxy=")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	// Pipes of our own: processes that the program leaves behind may hold them
-	// open, and must not hold up the end.
 	stdin, err := cmd.StdinPipe()
 	require.NoError(p, err)
 	g.stdin = stdin
+	// A pipe of our own: processes that the program leaves behind may hold it
+	// open, and must not hold up the end.
 	reader, writer, err := os.Pipe()
 	require.NoError(p, err)
 	cmd.Stdout, cmd.Stderr = writer, writer
@@ -136,6 +137,7 @@ func (p *place) start(name string, args ...string) *program {
 
 // listen keeps what the program prints.
 func (g *program) listen(r *os.File) {
+	defer close(g.heard)
 	defer r.Close()
 	lines := bufio.NewReader(r)
 	for {
@@ -171,8 +173,7 @@ func (g *program) says(text string) {
 	g.p.until(fmt.Sprintf("%s says %q", g.name, text), func() bool {
 		select {
 		case <-g.ended:
-			// What it printed may still be on its way.
-			time.Sleep(50 * time.Millisecond)
+			g.wait()
 			if !strings.Contains(g.said(), text) {
 				g.p.Fatalf("%s[%d] ended without saying %q", g.name, g.pid, text)
 			}
@@ -190,13 +191,17 @@ func (g *program) tell(line string) {
 	require.NoError(g.p, err, "telling %s[%d]", g.name, g.pid)
 }
 
-// wait waits for the program to end by itself.
+// wait waits for the program to end by itself, and for the rest of its output.
 func (g *program) wait() {
 	g.p.Helper()
 	select {
 	case <-g.ended:
 	case <-time.After(patience):
 		g.p.Fatalf("%s[%d] did not end", g.name, g.pid)
+	}
+	select {
+	case <-g.heard:
+	case <-time.After(time.Second): // its children have it too
 	}
 }
 

@@ -519,3 +519,38 @@ func TestCost(t *testing.T) {
 		}
 	}
 }
+
+// TestDrawnOnce checks that a timeline is not drawn again at once, from
+// whichever end, but is when it has changed or is far above.
+func TestDrawnOnce(t *testing.T) {
+	var b bytes.Buffer
+	r := NewText(&b, TextOptions{})
+	drawn := func(c *Connection) bool {
+		t.Helper()
+		b.Reset()
+		v := overflow(diagnose.PhaseNew, 1)
+		v.Example = c
+		if err := errors.Join(r.Verdict(v), r.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		if above := strings.Contains(b.String(), "timeline above"); above == strings.Contains(b.String(), " ms  ") {
+			t.Fatalf("neither drawn nor referred to, or both: %s", b.String())
+		}
+		return strings.Contains(b.String(), " ms  ")
+	}
+	other := client()
+	other.Peer = server()
+	later := joined()
+	later.Peer.Timeline[1].Text += " (x2)"
+	for i, step := range []struct {
+		c    *Connection
+		want bool
+	}{
+		{joined(), true}, {joined(), false}, {other, false}, {client(), true}, {later, true}, {later, false}, {crowded(), true}, {server(), true},
+		{joined(), true},
+	} {
+		if got := drawn(step.c); got != step.want {
+			t.Errorf("step %d: drawn is %v", i, got)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package render
 import (
 	"bufio"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"math"
 	"slices"
@@ -33,6 +34,10 @@ type Text struct {
 	// shown holds connections that were shown in full beside their peer, the
 	// newest last, so that the other end does not repeat them.
 	shown []string
+	// drawn are the newest timelines on the screen, which need not be drawn
+	// again: a verdict's example is often the next connection shown.
+	drawn [4]string
+	next  int // of drawn, to be overwritten
 	// told is what was said last of a verdict that may still grow.
 	told map[verdictKey]told
 }
@@ -270,8 +275,13 @@ func (t *Text) Connection(c *Connection) error {
 	if c.Incomplete {
 		facts = append(facts, "incomplete")
 	}
-	t.pack(2, facts, plain)
-	t.timeline(c)
+	if !t.draws(c) {
+		facts = append(facts, "timeline above")
+		t.pack(2, facts, plain)
+	} else {
+		t.pack(2, facts, plain)
+		t.timeline(c)
+	}
 	if p := c.Peer; p != nil && p.Closed != 0 {
 		if len(t.shown) == 256 {
 			t.shown = t.shown[1:]
@@ -280,6 +290,34 @@ func (t *Text) Connection(c *Connection) error {
 	}
 	t.print("\n")
 	return t.result()
+}
+
+// draws reports whether the timeline of c is to be drawn: not where the same,
+// of this end or the other, was drawn just before. It takes note of it.
+func (t *Text) draws(c *Connection) bool {
+	if len(c.Timeline) == 0 {
+		return true // there is nothing to refer to
+	}
+	key := c.version()
+	if p := c.Peer; p != nil {
+		one, other := key, p.version()
+		key = min(one, other) + max(one, other)
+	}
+	if slices.Contains(t.drawn[:], key) {
+		return false
+	}
+	t.drawn[t.next] = key
+	t.next = (t.next + 1) % len(t.drawn)
+	return true
+}
+
+// version names a connection and the state of its timeline.
+func (c *Connection) version() string {
+	h := fnv.New64a()
+	for _, e := range c.Timeline {
+		fmt.Fprintln(h, e.At, e.Event, e.Text)
+	}
+	return fmt.Sprintf("%s %x ", c.ID, h.Sum64())
 }
 
 // maxEntries bounds a timeline on the screen; the middle is left out.
@@ -497,8 +535,12 @@ func (t *Text) Verdict(v *Verdict) error {
 	t.pack(2, []string{Safe(v.Code), t.about(v), thousands(v.Count) + " so far, " + string(v.Confidence)}, plain)
 	t.evidence(v.Evidence)
 	if v.Example != nil {
-		t.para("  example ", dim, route(v.Example), plain)
-		t.timeline(v.Example)
+		if t.draws(v.Example) {
+			t.para("  example ", dim, route(v.Example), plain)
+			t.timeline(v.Example)
+		} else {
+			t.para("  example ", dim, route(v.Example)+"  timeline above", plain)
+		}
 	}
 	for _, f := range v.Fix {
 		t.para("  fix: ", green, Safe(f), plain)

@@ -198,7 +198,7 @@ func TestNginxStopped(t *testing.T) {
 		assert.Equal(t, diagnose.Certain, v.Confidence)
 	} else {
 		// Dropped SYNs are concluded from a queue that another processor may
-		// have changed meanwhile.
+		// have changed meanwhile: more so after SIGCONT.
 		assert.Contains(t, []diagnose.Confidence{diagnose.Certain, diagnose.Likely}, v.Confidence)
 		slack = clients / 10
 	}
@@ -214,7 +214,10 @@ func TestNginxStopped(t *testing.T) {
 	// than it holds may get in with their SYN, and not with their final ACK.
 	syn, ack := v.Evidence.Get("syn_dropped").(int64), v.Evidence.Get("ack_dropped").(int64)
 	assert.GreaterOrEqual(t, float64(syn), float64(clients-waiting)-slack)
-	assert.InDelta(t, overflows, syn+ack, slack, "%d SYNs and %d final ACKs dropped", syn, ack)
+	assert.LessOrEqual(t, uint64(syn+ack), overflows, "%d SYNs and %d final ACKs dropped", syn, ack)
+	if watchtest.Full(p.w.Caps) {
+		assert.Equal(t, overflows, uint64(syn+ack), "%d SYNs and %d final ACKs dropped", syn, ack)
+	}
 	assert.EqualValues(t, 0, v.Evidence.Get("rst_sent"))
 	assert.EqualValues(t, 1, v.Evidence.Get("clients"))
 }

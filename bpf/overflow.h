@@ -143,8 +143,8 @@ static __always_inline bool is_received_syn(struct sk_buff *skb)
 }
 
 /* tracepoint-only: tcp_conn_request consumes every SYN, dropped or not. The
- * listener counts its drops in sk_drops; a full queue and a count that went up
- * since the last look say that this SYN was dropped.
+ * listener counts its drops in sk_drops; a full queue and a drop that is not
+ * told yet say that this SYN was dropped.
  */
 static __always_inline int on_consumed(struct sk_buff *skb)
 {
@@ -171,9 +171,13 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 		return 0;
 	/* full, or the next one will be: keep up with the count */
 	drops = RD_raw(sk, sk_drops.counter);
-	dropped = drops != ref->drops;
-	ref->drops = drops;
+	dropped = (__s32)(drops - ref->drops) > 0;
 	full = len > limit;
+	/* each SYN takes one: another CPU may be a drop ahead */
+	if (dropped && (full || syn_full))
+		__sync_fetch_and_add(&ref->drops, 1);
+	else
+		ref->drops = drops;
 	if (full ? !dropped : !syn_full)
 		return 0;
 	if (dropped) {

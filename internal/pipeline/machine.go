@@ -206,7 +206,8 @@ func (g *gate) Entry(c *timeline.Conn, e *timeline.Entry) {
 	m.cur = c
 	m.engine.Entry(c, e)
 	m.cur = nil
-	if m.o.Show.Events && m.owned(c) {
+	// To be found by a snapshot is nothing that happens to a connection.
+	if m.o.Show.Events && !e.Found() && m.owned(c) {
 		at := e.At
 		if e.Count > 1 && m.at != 0 {
 			at = m.at // the entry has the time of the first

@@ -544,3 +544,26 @@ func TestNamespaceReused(t *testing.T) {
 		t.Errorf("%d events more, of another namespace", l.m.events-3)
 	}
 }
+
+// TestFoundIsNoEvent checks that sockets older than the start are not shown as
+// events, of which there may be as many as the host has sockets.
+func TestFoundIsNoEvent(t *testing.T) {
+	var b bytes.Buffer
+	m := NewMachine(Options{Out: render.NewJSON(&b), Show: Show{Events: true}, Count: 1})
+	netns, now := self(t), host.Now()
+	m.BeginSnapshot(netns, now)
+	m.Snapshot(&event.Event{
+		Time: now, Sock: 7, Netns: netns, Kind: event.KindSnapshot, Old: event.StateEstablished, New: event.StateEstablished,
+		Local: netip.AddrPortFrom(clientAddr, 40001), Remote: serverAddr, Inventory: &event.Inventory{Inode: 9},
+	}, 900, "curl")
+	m.EndSnapshot(netns, now+1)
+	if err := m.o.Out.Flush(); err != nil || b.Len() > 0 || m.Done() {
+		t.Errorf("%v, done is %v, shown: %s", err, m.Done(), b.String())
+	}
+	for _, e := range refused(netns, 8, 40002, now+10) {
+		m.Event(&e)
+	}
+	if err := m.o.Out.Flush(); err != nil || !m.Done() {
+		t.Errorf("%v, nothing shown of what happened: %s", err, b.String())
+	}
+}

@@ -58,6 +58,7 @@ type resetsIn struct {
 	silent  time.Duration
 	traffic event.Traffic
 	probe   bool // nothing was exchanged, with this end the server
+	here    bool // the other end is on this host
 	causes  []string
 }
 
@@ -103,6 +104,7 @@ func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 		}
 	}
 	f.traffic = t
+	f.here = c.Peer() != nil
 	x.Report(r, key, f, e.At, 1, c)
 }
 
@@ -178,6 +180,9 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 		after = Fact{Key: "after_ms", Value: milliseconds(f.after)}
 	}
 	other := Fact{Key: "peer_verdicts", Note: "nothing is known of the other end"}
+	if f.here {
+		other.Note = "the other end is on this host, with no verdict about it: see its timeline"
+	}
 	switch {
 	case len(f.causes) > 0:
 		v.Severity = Info

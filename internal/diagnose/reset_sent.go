@@ -149,7 +149,10 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	case closed.ByProcess() && closed.Err() == 0 &&
 		(closed.Old() == event.StateEstablished || closed.Old() == event.StateCloseWait):
 		// Only an abort leads from these to CLOSE by system call.
-		unaccepted := c.Role() == timeline.RoleServer && !c.Accepted() && x.o.Capabilities.HasAccept && !c.Before()
+		// Nobody writes or reads before accept(): where there was either, the
+		// accept() itself was missed.
+		unaccepted := c.Role() == timeline.RoleServer && !c.Accepted() && x.o.Capabilities.HasAccept && !c.Before() &&
+			t.BytesSent == 0 && t.BytesReceived <= uint64(t.Unread)
 		switch {
 		case strings.HasSuffix(reason, "DISCONNECT_WITH_DATA"):
 			why = &causeDisconnect

@@ -166,7 +166,16 @@ func (r *closeWaitLeak) judge(x *Engine, now int64, t *timeline.Tracker, c *time
 	}
 	// Data may still flow from here to a peer that only shut down sending.
 	// A snapshot tells; without one, after a while, it is likely not so.
-	sure = t.SnapshotAt(c.Netns()) > since
+	looked := t.SnapshotAt(c.Netns())
+	sure = looked > since
+	if sure && c.Last() < looked && !tagged(r, c) {
+		return 0, false, false, false // it was not there any more
+	}
+	if t.LostAt() > since && looked <= t.LostAt() && !tagged(r, c) {
+		// Its end may be among what was lost: only a snapshot tells.
+		x.sockets.add(c.Netns(), now)
+		return 0, false, false, false
+	}
 	if !sure {
 		x.sockets.add(c.Netns(), now)
 		if idle < int64(x.o.CloseWait)+int64(closeWaitPatience) && !tagged(r, c) {

@@ -94,8 +94,6 @@ type Engine struct {
 	now      int64
 	tracker  *timeline.Tracker
 	netns    map[uint32]event.Namespace
-	lost     uint64 // events lost so far
-	lostAt   int64  // when that was last seen to grow
 	sockets  wishes // namespaces whose sockets should be looked at
 
 	kept    map[liveKey]*live
@@ -202,9 +200,6 @@ func (x *Engine) Namespace(ns event.Namespace) {
 func (x *Engine) Tick(now int64, t *timeline.Tracker) {
 	x.now = max(x.now, now)
 	x.tracker = t
-	if lost := t.Stats().Lost; lost != x.lost {
-		x.lost, x.lostAt = lost, x.now
-	}
 	for _, r := range x.onTick {
 		r.Tick(x, x.now, t)
 	}
@@ -359,7 +354,7 @@ func (x *Engine) complete(netns uint32) bool {
 		return false
 	}
 	at := x.tracker.SnapshotAt(netns)
-	return at != 0 && (x.lostAt == 0 || at > x.lostAt)
+	return at != 0 && at > x.tracker.LostAt()
 }
 
 // groups is a map of at most max entries that forgets the one that was used

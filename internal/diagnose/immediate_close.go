@@ -252,7 +252,7 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 // countable reports whether the number of connections held is known: either
 // all were listed, or none can be older than the trace.
 func (h *holding) countable(x *Engine, c *timeline.Conn) bool {
-	return x.complete(c.Netns()) || h.lis != nil && h.lis.Opened != 0 && x.lost == 0
+	return x.complete(c.Netns()) || h.lis != nil && h.lis.Opened != 0 && (x.tracker == nil || x.tracker.LostAt() == 0)
 }
 
 // level returns the number of connections held at each of the recent closes,

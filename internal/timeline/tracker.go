@@ -65,6 +65,7 @@ type Tracker struct {
 	lisOrder []*Listener
 	timers   []keepalive
 	missing  []missing
+	lostAt   int64
 }
 
 type ending struct {
@@ -181,6 +182,7 @@ func (t *Tracker) Lost(at int64, l event.Lost) {
 	if l.Count == 0 {
 		return
 	}
+	t.lostAt = max(t.lostAt, at)
 	for _, half := range [...]*list{&t.live, &t.half} {
 		for c := half.oldest; c != nil; c = c.newer {
 			c.flags |= flagLost
@@ -260,6 +262,9 @@ func (t *Tracker) SnapshotAt(netns uint32) int64 {
 	}
 	return 0
 }
+
+// LostAt is when events were last found to be lost, 0 if none were.
+func (t *Tracker) LostAt() int64 { return t.lostAt }
 
 // Stats returns the counts.
 func (t *Tracker) Stats() Stats {

@@ -32,21 +32,25 @@ func StoryAt(c *timeline.Conn, now int64) string {
 // Well reports whether c went well: it came about, nothing that its user would
 // call an error happened to it, and nothing of it is known to be missing.
 // Verdicts that merely inform do not count.
-func Well(c *timeline.Conn) bool {
-	if c.Tag&tagBad != 0 || c.Incomplete() || c.Phase() < timeline.PhaseSocket {
-		return false
+func Well(c *timeline.Conn) bool { return !c.Incomplete() && !Wrong(c) }
+
+// Wrong reports whether c is known not to have gone well. Of a connection that
+// is merely incomplete neither is known.
+func Wrong(c *timeline.Conn) bool {
+	if c.Tag&tagBad != 0 || c.Phase() < timeline.PhaseSocket {
+		return true
 	}
 	if e := c.Find(timeline.EntryExpired, timeline.EntryForgotten, timeline.EntryRequestDropped, timeline.EntryRequestAborted); e != nil {
-		return false
+		return true
 	}
 	if e := c.Find(timeline.EntryConnectFailed); e != nil {
-		return e.Err() == 0 && !e.NoPort()
+		return e.Err() != 0 || e.NoPort()
 	}
 	if e := c.Find(timeline.EntryClosed); e != nil && e.Err() == errnoTimedOut {
-		return false
+		return true
 	}
 	_, rst := resetPhase(c)
-	return rst == nil
+	return rst != nil
 }
 
 type story struct {

@@ -238,7 +238,9 @@ func (g *gate) Ended(c *timeline.Conn) {
 		m.recent[m.recentPos] = c
 		m.recentPos = (m.recentPos + 1) % len(m.recent)
 	}
-	if m.o.Show.Connections && (m.o.Show.All || !well) && m.owned(c) {
+	// After a loss everything that lived then is incomplete: that is said once,
+	// and not of each connection of which nothing worse is known.
+	if m.o.Show.Connections && (m.o.Show.All || diagnose.Wrong(c)) && m.owned(c) {
 		m.show(func() error { return m.o.Out.Connection(render.NewConnection(c, m.now, m.clock)) })
 	}
 }

@@ -567,3 +567,34 @@ func TestFoundIsNoEvent(t *testing.T) {
 		t.Errorf("%v, nothing shown of what happened: %s", err, b.String())
 	}
 }
+
+// TestIncompleteIsNotWrong checks that a loss does not make every connection
+// that lived then worth showing, but that it is told of those that are shown.
+func TestIncompleteIsNotWrong(t *testing.T) {
+	for _, all := range []bool{false, true} {
+		var b bytes.Buffer
+		m := NewMachine(Options{Out: render.NewJSON(&b), Show: Show{Connections: true, All: all}})
+		now := host.Now()
+		e := event.Event{Sock: 1, Netns: self(t), Kind: event.KindState, Local: netip.AddrPortFrom(clientAddr, 40001), Remote: serverAddr}
+		for i, s := range []event.State{event.StateSynSent, event.StateEstablished, event.StateFinWait1, event.StateFinWait2, event.StateClose} {
+			e.Old, e.New, e.Time = e.New, s, now+int64(i)*1000
+			if i == 0 {
+				e.Old = event.StateClose
+			}
+			if s == event.StateFinWait1 {
+				m.Lost(e.Time, event.Lost{Where: "ring", Count: 3})
+			}
+			if s == event.StateClose {
+				e.Flags = event.FlagTimeWait
+			}
+			step := e
+			m.Event(&step)
+		}
+		if _, err := m.Finish(now+int64(time.Second), render.Summary{}); err != nil {
+			t.Fatal(err)
+		}
+		if shown := strings.Contains(b.String(), `"incomplete":true`); shown != all {
+			t.Errorf("all is %v: shown is %v: %s", all, shown, b.String())
+		}
+	}
+}

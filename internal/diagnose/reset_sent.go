@@ -19,7 +19,7 @@ var docResetSent = Doc{
 
 Severities: data lost unread by an application that did not look at it is a warning. A reset on purpose (SO_LINGER with a timeout of 0), data that came after close(), or leftovers that nobody waits for any more is information.
 
-Not reported: RSTs to stray segments of connections that are closed already, to SYNs for closed ports, and to final ACKs at a full accept queue (accept-queue-overflow); a few unread bytes after an exchange, such as a TLS close notification.`,
+Not reported: RSTs to stray segments of connections that are closed already, to SYNs for closed ports, and to final ACKs at a full accept queue (accept-queue-overflow); a few unread bytes after an exchange that the peer had closed too, or that may be a TLS close notification.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"reason", "", "the kernel's name, enum sk_rst_reason; null where it gives none"},
@@ -38,9 +38,13 @@ Not reported: RSTs to stray segments of connections that are closed already, to 
 	Source:   []string{"net/ipv4/tcp.c: __tcp_close(), tcp_disconnect()", "net/ipv4/tcp_output.c: tcp_send_active_reset()"},
 }
 
-// leftover is how much unread data after an exchange nobody misses: a TLS
-// close notification has 24 to 31 bytes.
-const leftover = 64
+// leftover is how much unread data after an exchange nobody misses. A TLS close
+// notification has 24 to 31 bytes; before the peer's FIN anything smaller may be
+// a request.
+const (
+	closeNotify = 24
+	leftover    = 64
+)
 
 // cause of a reset by this host, in plain words and with what to do.
 type cause struct {
@@ -97,7 +101,7 @@ func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
 	t := c.Traffic()
 	if k != nil && (*k == causeUnread || *k == causeFinished) {
 		exchanged := t.BytesReceived > uint64(t.Unread) && t.BytesSent > 0
-		if exchanged && t.Unread <= leftover {
+		if exchanged && t.Unread <= leftover && (state == event.StateCloseWait || t.Unread >= closeNotify) {
 			return
 		}
 	}

@@ -151,12 +151,13 @@ static __always_inline bool read_common(struct common *to, struct sock_common *c
 	return !bpf_probe_read_kernel(to->bytes, size, c);
 }
 
-/* A listener's facts; rare, so one way of reading serves all. */
+/* Which listener, and its facts; rare, so one way of reading serves all. */
 static __always_inline void fill_listener(struct tcptrace_event *e, struct sock *sk)
 {
 	struct inet_connection_sock *icsk = (void *)sk;
 	struct net *net = RD_raw(sk, __sk_common.skc_net.net);
 
+	e->l.listener = identity_raw(&sk->__sk_common);
 	e->l.queue_len = RD_raw(sk, sk_ack_backlog);
 	e->l.queue_limit = RD_raw(sk, sk_max_ack_backlog);
 	e->l.syn_queue_len = RD_raw(icsk, icsk_accept_queue.qlen.counter);

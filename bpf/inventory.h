@@ -54,7 +54,6 @@ static __always_inline int on_inventory(struct bpf_iter__tcp *ctx)
 		}
 	}
 	if (e->new_state == TCP_LISTEN) {
-		e->l.listener = e->sock;
 		fill_listener(e, sk);
 		remember_listener(e, sk);
 		goto out;

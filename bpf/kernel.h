@@ -74,7 +74,6 @@ struct netns_core { int sysctl_somaxconn; };
 struct netns_ipv4 {
 	int sysctl_tcp_abort_on_overflow;  /* (sized) */
 	int sysctl_tcp_syncookies;         /* (sized) */
-	int sysctl_max_syn_backlog;        /* (sized) */
 	int sysctl_tcp_syn_retries;        /* (sized) */
 	int sysctl_tcp_synack_retries;     /* (sized) */
 	int sysctl_tcp_keepalive_time;     /* jiffies */
@@ -167,10 +166,6 @@ struct inet_request_sock {
 	__u16 acked : 1;
 };
 
-struct tcp_request_sock {
-	struct inet_request_sock req;
-};
-
 struct inet_timewait_sock {
 	struct sock_common __tw_common;
 	unsigned char tw_substate;
@@ -194,9 +189,6 @@ struct sk_buff {
 	__u16 network_header;
 	unsigned char *head;
 };
-
-struct iphdr { __be32 saddr; __be32 daddr; };
-struct ipv6hdr { struct in6_addr saddr; struct in6_addr daddr; };
 
 struct fdtable { unsigned int max_fds; struct file **fd; };
 struct files_struct { struct fdtable *fdt; };

@@ -26,7 +26,6 @@ static __always_inline void emit_syn(__u8 kind, __u16 flags, __u32 netns, struct
 	e->netns = netns;
 	e->old_state = e->new_state = TCP_LISTEN;
 	e->flags = flags;
-	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	if (!fill_from_skb_raw(e, skb, &tcp_flags)) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
@@ -96,7 +95,6 @@ static __always_inline int on_syn_recv_sock(struct sock *sk, struct sk_buff *skb
 		return 0;
 	e->netns = netns;
 	fill_request(e, req, typed);
-	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	if (!req_unhash)
 		e->flags |= FLAG_COOKIE; /* and then never a RST */
@@ -216,7 +214,6 @@ static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk, bool
 		return 0;
 	e->netns = netns;
 	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
-	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	if (!fill_from_skb_raw(e, skb, &tcp_flags)) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);

@@ -81,7 +81,7 @@ static __always_inline int on_listen_return(__u32 fd, __u32 backlog)
 	if (!e)
 		return 0;
 	e->netns = netns;
-	e->sock = e->l.listener = identity_raw(&sk->__sk_common);
+	e->sock = identity_raw(&sk->__sk_common);
 	e->old_state = e->new_state = TCP_LISTEN;
 	fill_addrs_raw(e, &sk->__sk_common);
 	fill_listener(e, sk);

@@ -26,7 +26,6 @@ static __always_inline int on_retransmit_synack(struct sock *sk, struct request_
 			e->netns = netns;
 			fill_request(e, req, true);
 			e->flags = FLAG_INFERRED;
-			e->l.listener = identity_raw(&sk->__sk_common);
 			fill_listener(e, sk);
 			commit(e);
 		}
@@ -36,7 +35,6 @@ static __always_inline int on_retransmit_synack(struct sock *sk, struct request_
 		return 0;
 	e->netns = netns;
 	fill_request(e, req, true);
-	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	e->l.attempt = RD_raw(req, num_retrans) + 1; /* counted after the tracepoint */
 	if (acked)
@@ -84,7 +82,6 @@ static __always_inline int on_reqsk_drop(struct sock *sk, struct request_sock *r
 	e->netns = netns;
 	fill_request(e, req, typed);
 	e->reason = killer;
-	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	commit(e);
 	return 0;

@@ -30,7 +30,6 @@ static __always_inline void overflow_from_reset(struct sock *sk, struct sk_buff 
 	e->old_state = e->new_state = TCP_NEW_SYN_RECV;
 	e->reason = reason;
 	e->flags = FLAG_INFERRED | FLAG_RST;
-	e->l.listener = identity_raw(&sk->__sk_common);
 	fill_listener(e, sk);
 	if (!e->l.abort_on_overflow || !fill_from_skb_raw(e, skb, &tcp_flags) ||
 	    (tcp_flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) != TCPF_ACK) {
@@ -101,7 +100,7 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 			e->old_state = RD_raw(tw, tw_substate);
 		}
 		if (state == TCP_LISTEN) {
-			e->sock = e->l.listener = identity(sk, typed);
+			e->sock = identity(sk, typed);
 			fill_listener(e, sk);
 		}
 	}

@@ -144,7 +144,6 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 	if (!e->local_port)
 		e->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
 	if (new == TCP_LISTEN || old == TCP_LISTEN) {
-		e->l.listener = e->sock;
 		fill_listener(e, sk);
 		if (new == TCP_LISTEN)
 			remember_listener(e, sk);

@@ -38,6 +38,7 @@ type hook struct {
 	gives     string // for people: what is known with it
 	unknown   string // for people: what is not known without it
 	mandatory bool
+	concludes bool // also from what other hooks see or not: loaded after them
 	ways      []way
 }
 
@@ -94,7 +95,7 @@ func (w way) withTwins(k *kernel) way {
 // hooks come after those whose notes they read.
 var hooks = []hook{
 	{
-		name: "inet_sock_set_state", mandatory: true,
+		name: "inet_sock_set_state", mandatory: true, concludes: true,
 		gives: "every TCP state change, with errors and byte counts",
 		ways:  []way{tp("tp_state", "inet_sock_set_state")},
 	},
@@ -166,7 +167,7 @@ var hooks = []hook{
 		},
 	},
 	{
-		name: "tcp_send_reset", mandatory: true,
+		name: "tcp_send_reset", mandatory: true, concludes: true,
 		gives:   "every RST sent, with the kernel's reason where it has one",
 		unknown: "the kernel's reason for a RST it sends",
 		ways: []way{
@@ -187,7 +188,7 @@ var hooks = []hook{
 		ways:  []way{tp("tp_receive_reset", "tcp_receive_reset")},
 	},
 	{
-		name: "tcp_retransmit_synack", mandatory: true,
+		name: "tcp_retransmit_synack", mandatory: true, concludes: true,
 		gives: "SYN-ACK retransmissions, and whether the final ACK had come",
 		ways:  []way{tp("tp_retransmit_synack", "tcp_retransmit_synack")},
 	},

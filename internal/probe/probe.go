@@ -147,7 +147,7 @@ func (p *Probe) load(k *kernel, o Options) error {
 	order := loadOrder()
 	for _, i := range order {
 		h := &hooks[i]
-		if h.name == "inet_sock_set_state" || h.name == "tcp_send_reset" || h.name == "tcp_retransmit_synack" {
+		if h.concludes {
 			if err := p.concludeFrom(spec, state); err != nil {
 				return err
 			}
@@ -191,10 +191,9 @@ func (p *Probe) load(k *kernel, o Options) error {
 func loadOrder() []int {
 	var first, last []int
 	for i, h := range hooks {
-		switch h.name {
-		case "inet_sock_set_state", "tcp_send_reset", "tcp_retransmit_synack":
+		if h.concludes {
 			last = append(last, i)
-		default:
+		} else {
 			first = append(first, i)
 		}
 	}

@@ -92,21 +92,44 @@ func (w *watching) attachFlag(cmd *cobra.Command) {
 	complete(cmd, "attach", ways...)
 }
 
+// threshold is one of the rules' thresholds, as a flag. What speaks for its
+// default stands in the verdict's page of `tcptrace explain`.
+type threshold struct {
+	name  string
+	value *time.Duration
+	def   time.Duration
+	help  string
+}
+
+func (w *watching) thresholds() []threshold {
+	r := &w.rules
+	return []threshold{
+		{"interval", &r.Interval, time.Second, "repeat a growing verdict at most once in this `TIME`"},
+		{"immediate", &r.Immediate, 50 * time.Millisecond, "a close within this `TIME` of accept() is immediate"},
+		{"close-wait", &r.CloseWait, time.Minute, "CLOSE_WAIT for longer than this `TIME` is a leak"},
+		{"fin-wait", &r.FinWait, time.Minute, "FIN_WAIT1 or FIN_WAIT2 for longer than this `TIME` is stuck"},
+		{"idle", &r.Idle, 2 * time.Hour, "ESTABLISHED, silent for longer than this `TIME` and without keepalive is suspect"},
+		{"slow-accept", &r.SlowAccept, 200 * time.Millisecond, "in the accept queue for longer than this `TIME` is slow"},
+		{"zero-window", &r.ZeroWindow, 5 * time.Second, "a receive window shut for longer than this `TIME` is a stall"},
+		{"backoff", &r.Backoff, 15 * time.Second, "tell of data that stays unacknowledged for longer than this `TIME`"},
+	}
+}
+
 func (w *watching) ruleFlags(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.DurationVar(&w.rules.Interval, "interval", time.Second, "repeat a growing verdict at most once in this `TIME`")
-	flags.DurationVar(&w.rules.Immediate, "immediate", 50*time.Millisecond, "a close within this `TIME` of accept() is immediate")
-	flags.DurationVar(&w.rules.CloseWait, "close-wait", time.Minute, "CLOSE_WAIT for longer than this `TIME` is a leak")
+	for _, t := range w.thresholds() {
+		cmd.Flags().DurationVar(t.value, t.name, t.def, t.help)
+	}
+	cmd.Flags().Float64Var(&w.rules.TimeWait, "time-wait-share", 0.5, "TIME_WAIT towards one destination in more than this `SHARE` of the port range is a pile-up")
 }
 
 func (w *watching) checkRules() error {
-	for _, f := range []struct {
-		name  string
-		value time.Duration
-	}{{"interval", w.rules.Interval}, {"immediate", w.rules.Immediate}, {"close-wait", w.rules.CloseWait}} {
-		if f.value <= 0 {
-			return usage("a duration is written 50ms, 1s or 2m", "--%s %v is not more than 0", f.name, f.value)
+	for _, t := range w.thresholds() {
+		if *t.value <= 0 {
+			return usage("a duration is written 50ms, 1s or 2m", "--%s %v is not more than 0", t.name, *t.value)
 		}
+	}
+	if s := w.rules.TimeWait; !(s > 0 && s <= 1) {
+		return usage("a share is between 0 and 1, such as 0.5", "--time-wait-share %v is out of range", s)
 	}
 	return nil
 }

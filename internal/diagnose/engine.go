@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,8 +15,35 @@ type Options struct {
 	Capabilities event.Capabilities
 	Immediate    time.Duration // a close this soon after accept() is immediate, 50 ms
 	CloseWait    time.Duration // CLOSE_WAIT for longer is a leak, 60 s
+	Idle         time.Duration // ESTABLISHED and silent for longer, without keepalive: perhaps half open, 2 h
+	FinWait      time.Duration // FIN_WAIT1 or FIN_WAIT2 for longer is stuck, 60 s
+	SlowAccept   time.Duration // in the accept queue for longer is slow, 200 ms
+	ZeroWindow   time.Duration // a receive window shut for longer is a stall, 5 s
+	Backoff      time.Duration // data unacknowledged for longer is worth telling before the kernel gives up, 15 s
+	TimeWait     float64       // TIME_WAIT in more than this share of the port range is a pile-up, 0.5
 	Interval     time.Duration // a growing verdict is handed out at most once in this time, 1 s
 	MaxVerdicts  int           // kept at a time, 1,024
+}
+
+// fill puts the defaults where nothing was said.
+func (o *Options) fill() {
+	or(&o.Immediate, 50*time.Millisecond)
+	or(&o.CloseWait, time.Minute)
+	or(&o.Idle, 2*time.Hour)
+	or(&o.FinWait, time.Minute)
+	or(&o.SlowAccept, 200*time.Millisecond)
+	or(&o.ZeroWindow, 5*time.Second)
+	or(&o.Backoff, 15*time.Second)
+	or(&o.TimeWait, 0.5)
+	or(&o.Interval, time.Second)
+	or(&o.MaxVerdicts, 1024)
+}
+
+func or[T cmp.Ordered](v *T, d T) {
+	var zero T
+	if *v <= zero {
+		*v = d
+	}
 }
 
 // Stats of an [Engine].
@@ -118,18 +146,7 @@ type live struct {
 
 // New returns an engine that hands its verdicts to s.
 func New(o Options, s Sink) *Engine {
-	if o.Immediate <= 0 {
-		o.Immediate = 50 * time.Millisecond
-	}
-	if o.CloseWait <= 0 {
-		o.CloseWait = 60 * time.Second
-	}
-	if o.Interval <= 0 {
-		o.Interval = time.Second
-	}
-	if o.MaxVerdicts <= 0 {
-		o.MaxVerdicts = 1024
-	}
+	o.fill()
 	x := &Engine{
 		o:      o,
 		sink:   s,

@@ -284,7 +284,7 @@ func TestLost(t *testing.T) {
 		for _, part := range []int{1, 2, 3} {
 			i := len(steps) * part / 4
 			at := steps[min(i, len(steps)-1)].Time
-			lost := timelinetest.Step{Time: at, Do: func(tr *timeline.Tracker, at int64) { tr.Lost(at, event.Lost{Where: "ring", Count: 1}) }}
+			lost := timelinetest.Step{Time: at, Do: timelinetest.DoLost, Lost: 1}
 			for _, code := range codesOf(t, script, slices.Insert(slices.Clone(steps), i, lost)) {
 				if !slices.Contains(want, code) {
 					t.Errorf("%s with a loss at step %d: %s", name, i, code)

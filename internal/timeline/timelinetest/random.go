@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -32,23 +31,21 @@ func Random(seed uint64, n int) []Step {
 			now -= r.Int64N(int64(time.Second))
 		}
 		at := now
-		do := func(f func(t *timeline.Tracker, at int64)) { steps = append(steps, Step{Time: at, Do: f}) }
 		netns := uint32(r.IntN(3))
 		sock := uint64(r.IntN(6))
 		switch r.IntN(40) {
 		case 0:
-			do(func(t *timeline.Tracker, at int64) { t.Advance(at) })
+			steps = append(steps, Step{Time: at, Do: DoAdvance})
 		case 1:
-			do(func(t *timeline.Tracker, at int64) { t.BeginSnapshot(netns, at) })
+			steps = append(steps, Step{Time: at, Do: DoBegin, Netns: netns})
 		case 2:
-			do(func(t *timeline.Tracker, at int64) { t.EndSnapshot(netns, at) })
+			steps = append(steps, Step{Time: at, Do: DoEnd, Netns: netns})
 		case 3:
-			count := uint64(r.IntN(2))
-			do(func(t *timeline.Tracker, at int64) { t.Lost(at, event.Lost{Count: count}) })
+			steps = append(steps, Step{Time: at, Do: DoLost, Lost: uint64(r.IntN(2))})
 		case 4:
-			do(func(t *timeline.Tracker, at int64) { t.SnapshotOwner(sock, uint32(sock), "x\x1b[31m") })
+			steps = append(steps, Step{Time: at, Do: DoOwner, Sock: sock, PID: uint32(sock), Comm: "x\x1b[31m"})
 		case 5:
-			do(func(t *timeline.Tracker, at int64) { t.Drain(at) })
+			steps = append(steps, Step{Time: at, Do: DoDrain})
 		}
 		e := &event.Event{
 			Time: at, Sock: sock, Netns: netns, Kind: event.Kind(r.IntN(16)),

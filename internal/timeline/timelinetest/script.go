@@ -39,14 +39,62 @@ const Netns = 4026531840
 
 // Step is one line of a script: an event or something else to tell a tracker.
 type Step struct {
-	Event *event.Event // nil: Do
 	Time  int64
-	Do    func(t *timeline.Tracker, at int64)
+	Event *event.Event // nil: Do
+	Do    Do
+
+	Netns uint32 // DoBegin, DoEnd
+	Sock  uint64 // DoOwner
+	PID   uint32 // DoOwner
+	Comm  string // DoOwner
+	Lost  uint64 // DoLost
+}
+
+// Do says what a tracker is told besides events.
+type Do uint8
+
+const (
+	DoAdvance Do = iota
+	DoDrain
+	DoBegin // a snapshot of Netns
+	DoEnd
+	DoLost
+	DoOwner
+)
+
+// Target takes steps: a [timeline.Tracker], or what stands before one.
+type Target interface {
+	Handle(e *event.Event)
+	Advance(now int64)
+	Drain(now int64)
+	BeginSnapshot(netns uint32, now int64)
+	EndSnapshot(netns uint32, now int64)
+	SnapshotOwner(sock uint64, pid uint32, comm string)
+	Lost(at int64, l event.Lost)
+}
+
+var _ Target = (*timeline.Tracker)(nil)
+
+func (s *Step) tell(t Target) {
+	switch s.Do {
+	case DoAdvance:
+		t.Advance(s.Time)
+	case DoDrain:
+		t.Drain(s.Time)
+	case DoBegin:
+		t.BeginSnapshot(s.Netns, s.Time)
+	case DoEnd:
+		t.EndSnapshot(s.Netns, s.Time)
+	case DoLost:
+		t.Lost(s.Time, event.Lost{Where: "ring", Count: s.Lost})
+	case DoOwner:
+		t.SnapshotOwner(s.Sock, s.PID, s.Comm)
+	}
 }
 
 // Play tells the tracker each step. Time advances as the steps do, every
 // 100 ms.
-func Play(t *timeline.Tracker, steps []Step) {
+func Play(t Target, steps []Step) {
 	const tick = int64(100 * time.Millisecond)
 	next := Start + tick
 	for _, s := range steps {
@@ -60,7 +108,7 @@ func Play(t *timeline.Tracker, steps []Step) {
 			t.Handle(&e)
 			continue
 		}
-		s.Do(t, s.Time)
+		s.tell(t)
 	}
 }
 
@@ -178,29 +226,28 @@ func parseLine(f []string, socks map[string]uint64) (Step, error) {
 		return Step{}, fmt.Errorf("no time and kind: %v", f)
 	}
 	at := Start + int64(d)
-	do := func(fn func(t *timeline.Tracker, at int64)) (Step, error) { return Step{Time: at, Do: fn}, nil }
 	switch f[1] {
 	case "advance":
-		return do(func(t *timeline.Tracker, at int64) { t.Advance(at) })
+		return Step{Time: at, Do: DoAdvance}, nil
 	case "drain":
-		return do(func(t *timeline.Tracker, at int64) { t.Drain(at) })
+		return Step{Time: at, Do: DoDrain}, nil
 	case "begin":
-		return do(func(t *timeline.Tracker, at int64) { t.BeginSnapshot(Netns, at) })
+		return Step{Time: at, Do: DoBegin, Netns: Netns}, nil
 	case "end":
-		return do(func(t *timeline.Tracker, at int64) { t.EndSnapshot(Netns, at) })
+		return Step{Time: at, Do: DoEnd, Netns: Netns}, nil
 	case "lost":
 		n, err := strconv.ParseUint(f[2], 10, 64)
 		if err != nil {
 			return Step{}, err
 		}
-		return do(func(t *timeline.Tracker, at int64) { t.Lost(at, event.Lost{Where: "ring", Count: n}) })
+		return Step{Time: at, Do: DoLost, Lost: n}, nil
 	case "owner":
 		sock := sockOf(f[2], socks)
 		pid, comm, err := parseProcess(f[3])
 		if err != nil {
 			return Step{}, err
 		}
-		return do(func(t *timeline.Tracker, at int64) { t.SnapshotOwner(sock, pid, comm) })
+		return Step{Time: at, Do: DoOwner, Sock: sock, PID: pid, Comm: comm}, nil
 	}
 	kind, ok := kinds[f[1]]
 	if !ok {

@@ -40,6 +40,34 @@ var halfOpenCases = []Case{
 		Run:      run(burstCompletes),
 	},
 	{
+		ID:       "E-always",
+		Title:    "SYN cookies for everybody",
+		Story:    "tcp_syncookies is 2: every SYN is answered with a cookie, though nothing is full.",
+		NeedsTUN: true,
+		Run:      run(cookiesAlways),
+	},
+	{
+		ID:       "E-scan-closed",
+		Title:    "a scan of closed ports",
+		Story:    "One host sends a SYN to many ports where nobody listens, and is refused at each.",
+		NeedsTUN: true,
+		Run:      run(scanClosed),
+	},
+	{
+		ID:       "E-scan-silent",
+		Title:    "a scan that never answers",
+		Story:    "One host sends a SYN to several open ports and ignores each SYN-ACK (tcp_synack_retries is 1).",
+		NeedsTUN: true,
+		Run:      run(scanSilent),
+	},
+	{
+		ID:       "E-scan-healthy",
+		Title:    "one host that uses several services",
+		Story:    "One host opens a connection to each of several ports, exchanges a message and closes.",
+		NeedsTUN: true,
+		Run:      run(manyServices),
+	},
+	{
 		ID:       "E-scan",
 		Title:    "a scan that answers SYN-ACK with RST",
 		Story:    "One host sends a SYN to several open ports and answers each SYN-ACK with RST.",
@@ -241,33 +269,160 @@ func burstCompletes(ctx context.Context, env *Env, t *Truth) error {
 	return nil
 }
 
-func scan(ctx context.Context, env *Env, t *Truth) error {
+func cookiesAlways(ctx context.Context, env *Env, t *Truth) error {
 	ctx, cancel := context.WithTimeout(ctx, env.Patience)
 	defer cancel()
-	const ports = 5
-	net, err := env.network()
+	srv, net, err := flood(ctx, env, t, "2", true)
 	if err != nil {
 		return err
 	}
-	for i := range uint16(ports) {
-		srv, err := env.serve(ctx, fmt.Sprintf("service-%d", i), serverSpec{
-			Addr: netip.AddrPortFrom(netip.IPv4Unspecified(), 8100+i), Backlog: 511, Accept: true, OnData: echoData,
-		})
-		if err != nil {
+	conns, err := knock(net, 0, 4, srv.Addr)
+	if err != nil {
+		return err
+	}
+	for _, c := range conns {
+		if _, err := c.Expect(ctx, peer.SYN|peer.ACK); err != nil {
 			return err
 		}
-		c := net.Conn(netip.AddrPortFrom(scriptedAddr(0, false), 20000+i), netip.AddrPortFrom(hostPrefix4.Addr(), srv.Addr.Port()))
+		if err := c.Send(peer.ACK, nil); err != nil {
+			return err
+		}
+	}
+	if err := echoWithAll(ctx, conns); err != nil {
+		return err
+	}
+	if err := finishAll(ctx, conns); err != nil {
+		return err
+	}
+	n := uint64(len(conns))
+	t.Known["TcpExt.SyncookiesSent"] = n
+	t.Known["TcpExt.SyncookiesRecv"] = n
+	t.Known["Tcp.PassiveOpens"] = n
+	return nil
+}
+
+// servicePorts is how many listeners a scan of open ports meets.
+const servicePorts = 5
+
+// services starts a listener on each of several ports, and gives one scripted
+// host a connection to each, not begun.
+func services(ctx context.Context, env *Env) ([]*peer.Conn, error) {
+	net, err := env.network()
+	if err != nil {
+		return nil, err
+	}
+	conns := make([]*peer.Conn, servicePorts)
+	for i := range conns {
+		srv, err := env.serve(ctx, fmt.Sprintf("service-%d", i), serverSpec{
+			Addr: netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(8100+i)), Backlog: 511, Accept: true, OnData: echoData,
+		})
+		if err != nil {
+			return nil, err
+		}
+		conns[i] = net.Conn(netip.AddrPortFrom(scriptedAddr(0, false), uint16(20000+i)), netip.AddrPortFrom(hostPrefix4.Addr(), srv.Addr.Port()))
+	}
+	return conns, nil
+}
+
+func scan(ctx context.Context, env *Env, t *Truth) error {
+	ctx, cancel := context.WithTimeout(ctx, env.Patience)
+	defer cancel()
+	conns, err := services(ctx, env)
+	if err != nil {
+		return err
+	}
+	for _, c := range conns {
 		if err := giveUp(ctx, c); err != nil {
 			return err
 		}
 	}
-	if err := env.untilCounter(ctx, "TcpExt.EmbryonicRsts", ports); err != nil {
+	if err := env.untilCounter(ctx, "TcpExt.EmbryonicRsts", servicePorts); err != nil {
 		return err
 	}
-	t.Expect = []Expectation{{Code: "syn-scan"}}
-	t.Known["TcpExt.EmbryonicRsts"] = ports
-	t.Known["Tcp.AttemptFails"] = ports
+	t.Expect = []Expectation{{Code: "syn-scan", Count: servicePorts}}
+	t.Known["TcpExt.EmbryonicRsts"] = servicePorts
+	t.Known["Tcp.AttemptFails"] = servicePorts
 	t.Known["Tcp.PassiveOpens"] = 0
+	return nil
+}
+
+func scanClosed(ctx context.Context, env *Env, t *Truth) error {
+	ctx, cancel := context.WithTimeout(ctx, env.Patience)
+	defer cancel()
+	net, err := env.network()
+	if err != nil {
+		return err
+	}
+	const ports = 20
+	for i := range uint16(ports) {
+		c := net.Conn(netip.AddrPortFrom(scriptedAddr(0, false), 20000), netip.AddrPortFrom(hostPrefix4.Addr(), 8100+i))
+		if err := c.Send(peer.SYN, nil); err != nil {
+			return err
+		}
+		if _, err := c.Expect(ctx, peer.RST); err != nil {
+			return err
+		}
+	}
+	env.Logf("one host was refused at %d ports", ports)
+	t.Expect = []Expectation{{Code: "syn-scan", Count: ports}}
+	t.Known["Tcp.OutRsts"] = ports
+	t.Known["Tcp.PassiveOpens"] = 0
+	return nil
+}
+
+func scanSilent(ctx context.Context, env *Env, t *Truth) error {
+	ctx, cancel := context.WithTimeout(ctx, env.Patience)
+	defer cancel()
+	if err := env.NS.Sysctl("net.ipv4.tcp_synack_retries", "1"); err != nil {
+		return err
+	}
+	conns, err := services(ctx, env)
+	if err != nil {
+		return err
+	}
+	for _, c := range conns {
+		if err := c.Send(peer.SYN, nil); err != nil {
+			return err
+		}
+	}
+	// The second is the retransmission.
+	for range 2 {
+		for _, c := range conns {
+			if _, err := c.Expect(ctx, peer.SYN|peer.ACK); err != nil {
+				return err
+			}
+		}
+	}
+	if err := env.untilCounter(ctx, "TcpExt.TCPTimeouts", servicePorts); err != nil {
+		return err
+	}
+	env.Logf("one host ignored the SYN-ACKs of %d ports", servicePorts)
+	t.Expect = []Expectation{{Code: "syn-scan", Count: servicePorts}}
+	t.Allow = []string{"handshake-timeout"} // true of each port by itself
+	t.Known["Tcp.PassiveOpens"] = 0
+	t.AtLeast["TcpExt.TCPSynRetrans"] = servicePorts
+	return nil
+}
+
+func manyServices(ctx context.Context, env *Env, t *Truth) error {
+	ctx, cancel := context.WithTimeout(ctx, env.Patience)
+	defer cancel()
+	conns, err := services(ctx, env)
+	if err != nil {
+		return err
+	}
+	for _, c := range conns {
+		if err := c.Open(ctx); err != nil {
+			return err
+		}
+	}
+	if err := echoWithAll(ctx, conns); err != nil {
+		return err
+	}
+	if err := finishAll(ctx, conns); err != nil {
+		return err
+	}
+	t.Known["Tcp.PassiveOpens"] = servicePorts
 	return nil
 }
 

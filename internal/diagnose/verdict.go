@@ -3,6 +3,8 @@ package diagnose
 import (
 	"bytes"
 	"encoding/json"
+
+	"github.com/tcptrace/tcptrace/internal/container"
 )
 
 // Severity of a verdict.
@@ -43,6 +45,9 @@ type Subject struct {
 type Process struct {
 	PID  uint32 `json:"pid"`
 	Comm string `json:"comm"` // unescaped
+
+	Cgroup    string               `json:"cgroup,omitempty"` // path, "" unknown; unescaped
+	Container *container.Container `json:"container,omitempty"`
 }
 
 // Fact is one piece of evidence. Value is nil where the fact is unknown, else

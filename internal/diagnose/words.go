@@ -51,7 +51,7 @@ func process(o timeline.Owner) *Process {
 	if !o.Known() {
 		return nil
 	}
-	return &Process{PID: o.PID, Comm: o.Comm}
+	return &Process{PID: o.PID, Comm: o.Comm, Cgroup: o.Cgroup, Container: o.Container()}
 }
 
 // destination names where a client's connections go.

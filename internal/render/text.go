@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tcptrace/tcptrace/internal/container"
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -220,15 +221,17 @@ func (t *Text) Event(e *Event) error {
 	return t.result()
 }
 
-// person names a process, "" if there is none.
-func person(pid uint32, comm string) string {
-	switch {
-	case pid == 0 && comm == "":
-		return ""
-	case pid == 0:
-		return Safe(comm)
+// person names a process and the container that it is in, if any; "" if there
+// is no process.
+func person(pid uint32, comm string, in *container.Container) string {
+	name := Safe(comm)
+	if pid != 0 {
+		name = fmt.Sprintf("%s[%d]", name, pid)
 	}
-	return fmt.Sprintf("%s[%d]", Safe(comm), pid)
+	if name != "" && in != nil {
+		name += " in " + Safe(in.String())
+	}
+	return name
 }
 
 // route shows the addresses from the client to the server.
@@ -256,7 +259,7 @@ func (t *Text) Connection(c *Connection) error {
 	}
 	t.head(c.Time, "conn", style, Safe(c.Story))
 	facts := []string{route(c)}
-	switch p := person(c.Process.PID, c.Process.Comm); {
+	switch p := person(c.Process.PID, c.Process.Comm, c.Process.Container); {
 	case c.Role == "unknown" && p == "":
 		facts = append(facts, "role and process unknown")
 	case c.Role == "unknown":
@@ -445,7 +448,7 @@ func (t *Text) columns(start string, left, right []string, width int, style stri
 // end names one end of a conversation.
 func end(c *Connection) string {
 	s := c.Role + " " + Addr(c.Local)
-	if p := person(c.Process.PID, c.Process.Comm); p != "" {
+	if p := person(c.Process.PID, c.Process.Comm, c.Process.Container); p != "" {
 		s += " " + p
 	}
 	return s
@@ -476,8 +479,12 @@ func (t *Text) about(v *Verdict) string {
 	s := v.Subject.Kind + " " + Safe(v.Subject.Name)
 	if v.Process != nil {
 		// The name of a process as subject has it already.
-		if p := person(v.Process.PID, v.Process.Comm); p != "" && !strings.Contains(s, p) {
+		p := person(v.Process.PID, v.Process.Comm, nil)
+		if p != "" && !strings.Contains(s, p) {
 			s += " " + p
+		}
+		if in := v.Process.Container; p != "" && in != nil {
+			s += " in " + Safe(in.String())
 		}
 	}
 	if ns := t.netns(v.Netns); ns != "" {

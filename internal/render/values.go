@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/tcptrace/tcptrace/internal/container"
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -85,6 +86,9 @@ type Process struct {
 	Comm   string `json:"comm"`
 	Source string `json:"source"`
 	Cgroup string `json:"cgroup"`
+	// Container is what the cgroup's path tells of a container, nil if it is
+	// none's.
+	Container *container.Container `json:"container,omitempty"`
 }
 
 // Entry is one line of a timeline.
@@ -239,7 +243,10 @@ func NewListen(l *timeline.Listener, e *timeline.Entry, clock Clock) *Event {
 	}
 	if o := l.Owner(); o.Known() {
 		v.Detail = append(v.Detail, timeline.Detail{Key: "pid", Value: int64(o.PID)}, timeline.Detail{Key: "comm", Value: o.Comm})
-		v.Text += ", by " + person(o.PID, o.Comm)
+		if c := o.Container(); c != nil {
+			v.Detail = append(v.Detail, timeline.Detail{Key: "container", Value: c.String()})
+		}
+		v.Text += ", by " + person(o.PID, o.Comm, o.Container())
 	}
 	return v
 }
@@ -259,7 +266,7 @@ func newEnd(c *timeline.Conn, now int64, clock Clock) *Connection {
 	v := &Connection{
 		Time: clock.Stamp(now), ID: c.ID(), Netns: c.Netns(), Role: c.Role().String(),
 		Local: c.Local(), Remote: c.Remote(),
-		Process: Process{PID: owner.PID, Comm: owner.Comm, Source: owner.Source.String(), Cgroup: owner.Cgroup},
+		Process: Process{PID: owner.PID, Comm: owner.Comm, Source: owner.Source.String(), Cgroup: owner.Cgroup, Container: owner.Container()},
 		Opened:  clock.Stamp(c.Opened()), Closed: clock.Stamp(c.Closed()), Duration: -1,
 		State: timeline.StateName(c.State()), ClosedBy: c.Closer().String(), Traffic: c.Traffic(),
 		Story: diagnose.Story(c), Verdicts: diagnose.Codes(c), Incomplete: c.Incomplete(), Well: diagnose.Well(c),

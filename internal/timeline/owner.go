@@ -1,5 +1,7 @@
 package timeline
 
+import "github.com/tcptrace/tcptrace/internal/container"
+
 // Source tells how the owner of a connection is known, from the strongest to
 // the weakest.
 type Source uint8
@@ -35,3 +37,12 @@ type Owner struct {
 
 // Known reports whether there is a process to name.
 func (o Owner) Known() bool { return o.Source != SourceUnknown }
+
+// Container is the container that the owner's cgroup belongs to, nil if its
+// path names none.
+func (o Owner) Container() *container.Container {
+	if c, ok := container.Parse(o.Cgroup); ok {
+		return &c
+	}
+	return nil
+}

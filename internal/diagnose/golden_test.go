@@ -82,6 +82,10 @@ func (p *player) verdict(v *diagnose.Verdict, phase diagnose.Phase) {
 
 func (p *player) run(steps []timelinetest.Step) {
 	timelinetest.Play(p.tracker, steps)
+	p.finish()
+}
+
+func (p *player) finish() {
 	end := p.tracker.Now()
 	p.tracker.Drain(end)
 	p.engine.Finish(end, p.tracker)

@@ -56,7 +56,7 @@ func (t *Tracker) listenerState(e *event.Event) {
 		return
 	}
 	l := t.lis[e.Sock]
-	if l != nil && (l.Opened != 0 && l.Opened != e.Time || !l.Exact || l.Addr != e.Local) {
+	if l != nil && (l.Opened != 0 && l.Opened != e.Time || !l.Exact || l.Addr != e.Local || l.Netns != e.Netns) {
 		t.closeListener(l, l.seen) // an earlier one at this address of memory
 		l = nil
 	}
@@ -79,9 +79,12 @@ func (t *Tracker) listenCalled(e *event.Event) {
 		return
 	}
 	l := t.lis[e.Sock]
-	if l != nil && l.Exact && e.Local.IsValid() && l.Addr != e.Local {
+	if l != nil && (l.Netns != e.Netns || l.Exact && e.Local.IsValid() && l.Addr != e.Local) {
 		t.closeListener(l, l.seen)
 		l = nil
+	}
+	if l != nil && e.Local.IsValid() {
+		t.bind(l, e.Local)
 	}
 	if l == nil {
 		l = t.newListener(e, e.Sock, true)
@@ -98,14 +101,12 @@ func (t *Tracker) listenCalled(e *event.Event) {
 // listenerFound handles a listening socket of a snapshot.
 func (t *Tracker) listenerFound(e *event.Event) {
 	l := t.lis[e.Sock]
-	if l != nil && l.Exact && l.Addr != e.Local {
+	if l != nil && (l.Netns != e.Netns || l.Exact && l.Addr != e.Local) {
 		t.closeListener(l, l.seen)
 		l = nil
 	}
-	if l != nil && !l.Exact { // known from a dropped SYN only: now for certain
-		t.unport(l)
-		l.Addr, l.Exact = e.Local, true
-		t.port(l)
+	if l != nil {
+		t.bind(l, e.Local)
 	}
 	if l == nil {
 		l = t.newListener(e, e.Sock, true)
@@ -113,6 +114,16 @@ func (t *Tracker) listenerFound(e *event.Event) {
 	t.learnFacts(l, e)
 	t.obs.Listener(l, &Entry{At: e.Time, Kind: EntryState, Count: 1, Arg: argFound,
 		states: uint8(event.StateListen)<<4 | uint8(event.StateListen)})
+}
+
+// bind notes where l is bound, if that was known from a dropped SYN only.
+func (t *Tracker) bind(l *Listener, local netip.AddrPort) {
+	if l.Exact {
+		return
+	}
+	t.unport(l)
+	l.Addr, l.Exact = local, true
+	t.port(l)
 }
 
 // listenerFacts takes over the facts of the listener that an event of another

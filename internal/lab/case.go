@@ -18,6 +18,16 @@ type Case struct {
 	// NeedsTUN says that /dev/net/tun is needed.
 	NeedsTUN bool
 
+	// Silence says that the case turns on peers that say nothing for
+	// Options.Silence: a tracer that is to notice needs its threshold below
+	// that, and then tells of idle connections of other cases too.
+	Silence bool
+
+	// HostSetting names the sysctl of the whole machine that the case changes
+	// while it runs; "" if it touches nothing outside its namespaces. Run such a
+	// case where nothing else is of value: other programs' connections suffer.
+	HostSetting string
+
 	// Prepare, if not nil, brings about what existed before anybody looked:
 	// call it before the tracer starts, and Run after.
 	Prepare func(ctx context.Context, env *Env) error
@@ -41,7 +51,13 @@ func Cases() []Case {
 		silentOverflowCases,
 		halfOpenCases,
 		finalACKCases,
+		portCases,
+		bindConflictCases,
 		connectFailureCases,
+		ghostCases,
+		timestampCases,
+		finWaitCases,
+		stallCases,
 		resetCases,
 		healthyCases,
 	)

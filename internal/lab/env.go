@@ -29,6 +29,12 @@ type Options struct {
 	CloseWait time.Duration // B: how long they stay in CLOSE_WAIT before Run returns (0)
 
 	Backlog int // C, D, E: the listener's backlog argument, at least 2 (16)
+
+	Hold      time.Duration // J, N: how long what is stuck stays so, at least (3 s)
+	LateAfter time.Duration // N-accept: how late the server accepts (1 s)
+
+	Silence time.Duration // I: how long peers say nothing, at least (3 s)
+	Backoff time.Duration // I-backoff: how long data goes unacknowledged, at least (3 s)
 }
 
 // Env is where a case happens: its namespaces and processes. It is used for
@@ -55,6 +61,10 @@ func NewEnv(o Options) (*Env, error) {
 	o.Interval = cmp.Or(o.Interval, 5*time.Millisecond)
 	o.Pool = cmp.Or(o.Pool, 36)
 	o.Backlog = cmp.Or(o.Backlog, 16)
+	o.Silence = cmp.Or(o.Silence, 3*time.Second)
+	o.Backoff = cmp.Or(o.Backoff, 3*time.Second)
+	o.Hold = cmp.Or(o.Hold, 3*time.Second)
+	o.LateAfter = cmp.Or(o.LateAfter, time.Second)
 	if o.Limit < 1 || o.Reconnects < 1 || o.Pool < 1 || o.Backlog < 2 {
 		return nil, fmt.Errorf("a case needs at least 1 connection of each kind and a backlog of 2: %d, %d, %d, %d",
 			o.Limit, o.Reconnects, o.Pool, o.Backlog)

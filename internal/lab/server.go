@@ -21,6 +21,11 @@ type serverSpec struct {
 	Limit   int
 	Refusal string // written before such a close
 
+	NoReuseAddr bool // bind without SO_REUSEADDR
+
+	ReceiveBuffer int  // SO_RCVBUF of the listener, which its connections inherit; 0: the kernel's default
+	Deaf          bool // reads nothing until told by "reading"
+
 	OnData onData
 }
 
@@ -34,6 +39,7 @@ const (
 	closeUnread   onData = "close-unread"  // close() without having read it
 	closeReset    onData = "close-reset"   // read it, then close() with SO_LINGER 0
 	answerHalf    onData = "answer-half"   // read until the peer's FIN, then answer and close
+	answerShut    onData = "answer-shut"   // read the request, answer, shut down sending; close after the peer's FIN
 	readAndIgnore onData = "read-silently" // read, never answer; close after the peer's FIN
 )
 
@@ -59,6 +65,7 @@ type server struct {
 
 	mu        sync.Mutex
 	accepting bool
+	reading   bool
 	stopping  bool
 	conns     map[int]struct{}
 	stats     serverStats
@@ -67,13 +74,19 @@ type server struct {
 }
 
 func newServer(spec serverSpec) (*server, error) {
-	s := &server{spec: spec, accepting: spec.Accept, conns: make(map[int]struct{}), done: make(chan struct{})}
+	s := &server{spec: spec, accepting: spec.Accept, reading: !spec.Deaf, conns: make(map[int]struct{}), done: make(chan struct{})}
 	if err := unix.Pipe2(s.wake[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("making a pipe: %w", err)
 	}
 	var err error
-	if s.fd, s.addr, err = listenTCP(spec.Addr, spec.Backlog); err != nil {
+	if s.fd, s.addr, err = listenWith(spec.Addr, spec.Backlog, !spec.NoReuseAddr); err != nil {
 		return nil, err
+	}
+	if spec.ReceiveBuffer != 0 {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, spec.ReceiveBuffer); err != nil {
+			unix.Close(s.fd)
+			return nil, fmt.Errorf("setting SO_RCVBUF: %w", err)
+		}
 	}
 	go s.run()
 	return s, nil
@@ -128,7 +141,7 @@ func (s *server) pollSet() []unix.PollFd {
 	if s.accepting {
 		fds = append(fds, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN})
 	}
-	if s.spec.OnData != ignoreData {
+	if s.spec.OnData != ignoreData && s.reading {
 		for fd := range s.conns {
 			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 		}
@@ -203,6 +216,14 @@ func (s *server) readable(fd int) error {
 			return fmt.Errorf("answering: %w", err)
 		}
 		return s.drop(fd)
+	case answerShut:
+		s.stats.Answered++
+		if err := writeAll(fd, []byte(answer), time.Now().Add(time.Second)); err != nil {
+			return fmt.Errorf("answering: %w", err)
+		}
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+			return fmt.Errorf("shutting down sending: %w", err)
+		}
 	case closeReset:
 		s.stats.Closed++
 		delete(s.conns, fd)
@@ -239,6 +260,50 @@ func (s *server) retire() error {
 		}
 	}
 	return unix.Close(s.fd)
+}
+
+// bindArgs say how a program binds and perhaps listens, as strictly as the
+// program itself would: what fails is told, not tried otherwise.
+type bindArgs struct {
+	Addr      netip.AddrPort
+	ReuseAddr bool
+	ReusePort bool
+	Listen    bool
+}
+
+type bound struct {
+	FD     int // -1 where it failed
+	Addr   netip.AddrPort
+	Errno  unix.Errno
+	Failed string // the call that failed: bind or listen
+}
+
+// bind makes a socket as told and keeps it, in no server's hands.
+func (p *participant) bind(args bindArgs) (any, error) {
+	fd, err := tcpSocket(args.Addr.Addr())
+	if err != nil {
+		return nil, err
+	}
+	for option, on := range map[int]bool{unix.SO_REUSEADDR: args.ReuseAddr, unix.SO_REUSEPORT: args.ReusePort} {
+		if !on {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("setting socket option %d: %w", option, err)
+		}
+	}
+	failed := "bind"
+	err = unix.Bind(fd, sockaddr(args.Addr))
+	if err == nil && args.Listen {
+		failed = "listen"
+		err = unix.Listen(fd, 511)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return bound{FD: -1, Addr: args.Addr, Errno: errnoOf(err), Failed: failed}, nil
+	}
+	return bound{FD: fd, Addr: localAddr(fd)}, nil
 }
 
 // The verbs of a server.
@@ -281,6 +346,24 @@ func (p *participant) accepting(args acceptingArgs) (any, error) {
 	}
 	s.mu.Lock()
 	s.accepting = args.On
+	s.mu.Unlock()
+	s.nudge()
+	return nil, nil
+}
+
+type readingArgs struct {
+	Server int
+	On     bool
+}
+
+// reading makes the server read, or stop reading, what its clients send.
+func (p *participant) reading(args readingArgs) (any, error) {
+	s, err := p.server(args.Server)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.reading = args.On
 	s.mu.Unlock()
 	s.nudge()
 	return nil, nil

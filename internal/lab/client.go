@@ -160,6 +160,72 @@ func (p *participant) loop(args loopArgs) (any, error) {
 	return results, nil
 }
 
+type shortArgs struct {
+	To     netip.AddrPort
+	From   netip.Addr // bound to, with port 0, before connecting; invalid: not bound
+	N      int
+	Write  string // sent after connecting; as much is read before closing
+	Shut   bool   // shutdown() first, and close() after the peer's FIN
+	Within time.Duration
+}
+
+type shortLived struct {
+	Local  netip.AddrPort
+	Errno  unix.Errno // of the first call that failed
+	Failed string     // which that was: bind, connect, exchange or shutdown
+}
+
+// short opens N connections one after the other, exchanges a message with an
+// echo server on each and closes first. Failures are results, not errors.
+func (p *participant) short(args shortArgs) (any, error) {
+	results := make([]shortLived, args.N)
+	for i := range results {
+		fd, err := tcpSocket(args.To.Addr())
+		if err != nil {
+			return nil, err
+		}
+		results[i] = shortOne(fd, args)
+		if err := unix.Close(fd); err != nil {
+			return nil, fmt.Errorf("closing: %w", err)
+		}
+	}
+	return results, nil
+}
+
+func shortOne(fd int, args shortArgs) shortLived {
+	failed := func(doing string, err error) shortLived {
+		return shortLived{Local: localAddr(fd), Errno: errnoOf(err), Failed: doing}
+	}
+	deadline := time.Now().Add(args.Within)
+	if args.From.IsValid() {
+		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(args.From, 0))); err != nil {
+			return failed("bind", err)
+		}
+	}
+	err := unix.Connect(fd, sockaddr(args.To))
+	if err == unix.EINPROGRESS {
+		err = finishConnect(fd, deadline)
+	}
+	if err != nil {
+		return failed("connect", err)
+	}
+	if err := writeAll(fd, []byte(args.Write), deadline); err != nil {
+		return failed("exchange", err)
+	}
+	if _, _, err := readAtLeast(fd, len(args.Write), deadline); err != nil {
+		return failed("exchange", err)
+	}
+	if args.Shut {
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+			return failed("shutdown", err)
+		}
+		if _, _, err := readAtLeast(fd, -1, deadline); err != nil {
+			return failed("exchange", err)
+		}
+	}
+	return shortLived{Local: localAddr(fd)}
+}
+
 // tcpState is a TCP state as the kernel numbers it.
 type tcpState uint8
 

@@ -47,6 +47,12 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 // listenTCP makes a listening socket with exactly this backlog argument.
 // Port 0 picks a free one; the address in use is returned.
 func listenTCP(at netip.AddrPort, backlog int) (int, netip.AddrPort, error) {
+	return listenWith(at, backlog, true)
+}
+
+// listenWith is listenTCP with or without SO_REUSEADDR, which the socket's
+// connections inherit.
+func listenWith(at netip.AddrPort, backlog int, reuseAddr bool) (int, netip.AddrPort, error) {
 	fd, err := tcpSocket(at.Addr())
 	if err != nil {
 		return -1, netip.AddrPort{}, err
@@ -55,8 +61,10 @@ func listenTCP(at netip.AddrPort, backlog int) (int, netip.AddrPort, error) {
 		unix.Close(fd)
 		return -1, netip.AddrPort{}, fmt.Errorf("%s %s: %w", doing, at, err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return fail("setting SO_REUSEADDR for", err)
+	if reuseAddr {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return fail("setting SO_REUSEADDR for", err)
+		}
 	}
 	if !at.Addr().Is4() {
 		// Dual stack whatever net.ipv6.bindv6only says: a case with

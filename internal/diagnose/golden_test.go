@@ -49,6 +49,7 @@ func newPlayer(caps event.Capabilities) *player {
 
 func (p *player) Entry(c *timeline.Conn, e *timeline.Entry)        {}
 func (p *player) Changed(c *timeline.Conn)                         {}
+func (p *player) Incident(in *timeline.Incident)                   {}
 func (p *player) Namespace(ns event.Namespace)                     {}
 func (p *player) Tick(now int64, t *timeline.Tracker)              {}
 func (p *player) Listener(l *timeline.Listener, e *timeline.Entry) {}

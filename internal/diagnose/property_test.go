@@ -19,11 +19,12 @@ type witness struct {
 	*player
 	t      *testing.T
 	conns  map[string]*timeline.Conn
+	proven map[string]bool // by ID and code; later events can change a story
 	stream stream
 }
 
 func newWitness(t *testing.T, caps event.Capabilities, o diagnose.Options) *witness {
-	w := &witness{player: &player{final: make(map[string]*diagnose.Verdict), brief: true}, t: t, conns: make(map[string]*timeline.Conn)}
+	w := &witness{player: &player{final: make(map[string]*diagnose.Verdict), brief: true}, t: t, conns: make(map[string]*timeline.Conn), proven: make(map[string]bool)}
 	o.Capabilities = caps
 	w.stream.caps = caps
 	w.engine = diagnose.New(o, diagnose.SinkFunc(func(v *diagnose.Verdict, p diagnose.Phase) {
@@ -57,13 +58,25 @@ func (t written) Handle(e *event.Event) {
 // recorder hears of each connection before the engine does.
 type recorder struct{ *witness }
 
-func (r recorder) Entry(c *timeline.Conn, e *timeline.Entry) { r.conns[c.ID()] = c }
+func (r recorder) Entry(c *timeline.Conn, e *timeline.Entry) { r.learn(c) }
 func (r recorder) Ended(c *timeline.Conn) {
-	r.conns[c.ID()] = c
+	r.learn(c)
 	if s := diagnose.Story(c); s == "" || strings.ContainsAny(s, "\x1b\n") {
 		r.t.Errorf("story %q", s)
 	}
 }
+
+func (w *witness) learn(c *timeline.Conn) {
+	id := c.ID()
+	w.conns[id] = c
+	for code, holds := range proof {
+		if holds(c) {
+			w.proven[id+code] = true
+		}
+	}
+}
+
+func (r recorder) Changed(c *timeline.Conn) { r.learn(c) }
 
 // proof says what must have been seen of a connection that a verdict names.
 var proof = map[string]func(c *timeline.Conn) bool{
@@ -86,8 +99,7 @@ var proof = map[string]func(c *timeline.Conn) bool{
 		return e != nil && (e.Err() == 110 || e.Err() == 0 && (e.SYNRetransmissions() > 0 || c.Total(timeline.EntrySYNRetransmitted) > 0))
 	},
 	"reset-sent": func(c *timeline.Conn) bool {
-		e := c.Find(timeline.EntryRSTSent)
-		return c.Find(timeline.EntryClosed) != nil || e != nil && e.ByMinisocket()
+		return c.Find(timeline.EntryClosed, timeline.EntryRSTSent) != nil
 	},
 	"reset-received": func(c *timeline.Conn) bool {
 		e := c.Find(timeline.EntryClosed)
@@ -130,10 +142,9 @@ func (w *witness) check(v *diagnose.Verdict) {
 		w.t.Errorf("%s: %d examples", v.Code, len(v.Examples))
 	}
 	for _, id := range v.Examples {
-		c := w.conns[id]
-		if c == nil {
+		if c := w.conns[id]; c == nil {
 			w.t.Errorf("%s: example %s was never seen", v.Code, id)
-		} else if holds := proof[v.Code]; holds != nil && !holds(c) {
+		} else if proof[v.Code] != nil && !w.proven[id+v.Code] {
 			w.t.Errorf("%s: nothing that proves it in %v: %s", v.Code, c.Entries(), diagnose.Story(c))
 		}
 	}

@@ -315,6 +315,7 @@ func (s *stream) unproven(v *diagnose.Verdict) string {
 			at   int64
 			sock uint64
 			e    [3]uint8
+			ends [2]netip.AddrPort
 		}
 		seen := make(map[identity]bool)
 		for i := range s.events {
@@ -322,7 +323,7 @@ func (s *stream) unproven(v *diagnose.Verdict) string {
 			if v.Netns != 0 && e.Netns != v.Netns || !n.is(&s.knowledge, e) || n.about != nil && !n.about(v, e) {
 				continue
 			}
-			seen[identity{e.Time, e.Sock, [3]uint8{uint8(e.Kind), uint8(e.Old), uint8(e.New)}}] = true
+			seen[identity{e.Time, e.Sock, [3]uint8{uint8(e.Kind), uint8(e.Old), uint8(e.New)}, [2]netip.AddrPort{e.Local, e.Remote}}] = true
 			if len(seen) >= n.least {
 				break
 			}

@@ -97,8 +97,8 @@ func (r *finalACKLost) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		return
 	}
 	peer := c.Peer()
-	if peer != nil && peer.Find(timeline.EntrySYNRetransmitted) != nil {
-		return // it asked for each of them
+	if peer != nil && (peer.Incomplete() || peer.Find(timeline.EntrySYNRetransmitted) != nil) {
+		return // it asked for each of them, or may have
 	}
 	p := r.found.make(listenerKey(c))
 	if *p == nil {

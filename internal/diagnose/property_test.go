@@ -78,6 +78,10 @@ func (w *witness) learn(c *timeline.Conn) {
 
 func (r recorder) Changed(c *timeline.Conn) { r.learn(c) }
 
+func hasEntry(c *timeline.Conn, kind timeline.EntryKind, is func(e *timeline.Entry) bool) bool {
+	return slices.ContainsFunc(c.Entries(), func(e timeline.Entry) bool { return e.Kind == kind && is(&e) })
+}
+
 // proof says what must have been seen of a connection that a verdict names.
 var proof = map[string]func(c *timeline.Conn) bool{
 	"accept-queue-overflow": func(c *timeline.Conn) bool { return c.Find(timeline.EntryRequestDropped) != nil },
@@ -91,19 +95,19 @@ var proof = map[string]func(c *timeline.Conn) bool{
 		return c.Find(timeline.EntryFINReceived) != nil || c.Find(timeline.EntryState) != nil
 	},
 	"connect-refused": func(c *timeline.Conn) bool {
-		e := c.Find(timeline.EntryConnectFailed)
-		return e != nil && e.Err() == 111
+		return hasEntry(c, timeline.EntryConnectFailed, func(e *timeline.Entry) bool { return e.Err() == 111 })
 	},
 	"connect-timeout": func(c *timeline.Conn) bool {
-		e := c.Find(timeline.EntryConnectFailed)
-		return e != nil && (e.Err() == 110 || e.Err() == 0 && (e.SYNRetransmissions() > 0 || c.Total(timeline.EntrySYNRetransmitted) > 0))
+		return hasEntry(c, timeline.EntryConnectFailed, func(e *timeline.Entry) bool {
+			return e.Err() == 110 || e.Err() == 0 && (e.SYNRetransmissions() > 0 || c.Total(timeline.EntrySYNRetransmitted) > 0)
+		})
 	},
 	"reset-sent": func(c *timeline.Conn) bool {
 		return c.Find(timeline.EntryClosed, timeline.EntryRSTSent) != nil
 	},
 	"reset-received": func(c *timeline.Conn) bool {
-		e := c.Find(timeline.EntryClosed)
-		return c.Find(timeline.EntryRSTReceived) != nil || e != nil && (e.Err() == 104 || e.Err() == 32)
+		return c.Find(timeline.EntryRSTReceived) != nil ||
+			hasEntry(c, timeline.EntryClosed, func(e *timeline.Entry) bool { return e.Err() == 104 || e.Err() == 32 })
 	},
 	"final-ack-lost": func(c *timeline.Conn) bool {
 		return c.Find(timeline.EntrySYNACKRetransmitted) != nil && c.Find(timeline.EntryEstablished) != nil

@@ -57,8 +57,8 @@ func was(e *event.Event, states ...event.State) bool { return slices.Contains(st
 // maybe reports whether two addresses can be one, of which a part may not have
 // been known yet.
 func maybe(a, b netip.AddrPort) bool {
-	return a == b || !a.IsValid() || !b.IsValid() || a.Port() == b.Port() && (a.Addr().IsUnspecified() || b.Addr().IsUnspecified()) ||
-		(a.Port() == 0 || b.Port() == 0) && a.Addr() == b.Addr()
+	return a == b || !a.IsValid() || !b.IsValid() || a.Port() == 0 || b.Port() == 0 ||
+		a.Port() == b.Port() && (a.Addr().IsUnspecified() || b.Addr().IsUnspecified())
 }
 
 func atLocal(v *diagnose.Verdict, e *event.Event) bool  { return maybe(v.Key.Addr, e.Local) }
@@ -91,7 +91,8 @@ var necessary = map[string]row{
 		is: func(k *knowledge, e *event.Event) bool {
 			return e.Kind == event.KindSYNDropped || e.Kind == event.KindACKOverflow
 		},
-		about: byListener,
+		// About any port: a transparent proxy's listener has another than the
+		// connections that it takes.
 	}}},
 	"backlog-clamped": {needs: []need{{
 		what: "listen() with more than somaxconn",

@@ -23,8 +23,22 @@ const volatile bool have_time_wait_hook = false;
  * and SYN-ACK retransmissions.
  */
 const volatile bool infer_ack_overflow = false;
+/* The kernel's names of resets and drops have numbers of their own on each
+ * kernel; none: a number that does not occur.
+ */
+const volatile __u32 rst_on_close = ~0U;
+const volatile __u32 rst_on_data = ~0U;
+const volatile __u32 rst_on_linger = ~0U;
+const volatile __u32 drop_paws = ~0U;
+/* Which of enum skb_drop_reason are told, a bit each. */
+const volatile __u64 drop_wanted[4] = {};
+/* Where a kernel without reasons drops for netfilter: nf_hook_slow. */
+const volatile __u64 nf_hook_start = 0;
+const volatile __u64 nf_hook_end = 0;
 /* Number of arguments of inet_csk_accept: its return value comes after them. */
 const volatile __u32 accept_nargs = 4;
+/* The same of __cookie_v{4,6}_check. */
+const volatile __u32 cookie_check_nargs = 2;
 /* Wake the reader when so much waits in the ring, bytes. */
 const volatile __u32 wakeup_bytes = 1 << 20;
 /* Programs return at once: the yardstick of `make bench`. */

@@ -41,7 +41,7 @@ static __always_inline void commit(struct tcptrace_event *e)
 		bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline void count(__u32 netns, __u32 counter)
+static __always_inline void count_n(__u32 netns, __u32 counter, __s64 n)
 {
 	struct audit_counts zero = {}, *a;
 
@@ -55,7 +55,74 @@ static __always_inline void count(__u32 netns, __u32 counter)
 		}
 	}
 	if (counter < AUDIT_COUNTERS)
-		__sync_fetch_and_add(&a->count[counter], 1);
+		__sync_fetch_and_add(&a->count[counter], n);
+}
+
+static __always_inline void count(__u32 netns, __u32 counter)
+{
+	count_n(netns, counter, 1);
+}
+
+/* Floods: each CPU tells so many events of a kind in each window, the rest is
+ * counted. Well above what a host in trouble has, well below what costs.
+ */
+#define FOLD_WINDOW_SHIFT 27 /* 134 ms */
+#define FOLD_BURST 256
+
+static __always_inline bool within_rate(const struct tcptrace_event *e)
+{
+	__u32 kind = e->kind;
+	struct rate *r = bpf_map_lookup_elem(&rates, &kind);
+
+	if (!r)
+		return true;
+	if (r->window != e->time >> FOLD_WINDOW_SHIFT) {
+		r->window = e->time >> FOLD_WINDOW_SHIFT;
+		r->told = 0;
+	}
+	return r->told++ < FOLD_BURST;
+}
+
+static __always_inline void fold(const struct tcptrace_event *e, __u64 listener, __u8 tcp_flags, __u8 out)
+{
+	struct tcptrace_fold_key k = {};
+	__u64 one = 1, *n;
+
+	k.listener = listener;
+	k.netns = e->netns;
+	k.reason = e->reason;
+	k.flags = e->flags;
+	k.kind = e->kind;
+	k.tcp_flags = tcp_flags;
+	k.out = out;
+	k.local_port = e->local_port;
+	__builtin_memcpy(k.local, e->local, sizeof(k.local));
+	n = bpf_map_lookup_elem(&folded, &k);
+	if (!n && !bpf_map_update_elem(&folded, &k, &one, BPF_NOEXIST))
+		return;
+	if (!n)
+		n = bpf_map_lookup_elem(&folded, &k);
+	if (!n) { /* full */
+		__builtin_memset(&k, 0, sizeof(k));
+		k.kind = e->kind;
+		n = bpf_map_lookup_elem(&folded, &k);
+	}
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	else
+		count_lost(LOST_MAP_FULL);
+}
+
+/* commit for events that come in floods. */
+static __always_inline void commit_folding(struct tcptrace_event *e, __u64 listener, __u8 tcp_flags, __u8 out)
+{
+	if (within_rate(e)) {
+		commit(e);
+		return;
+	}
+	if (event_passes(e))
+		fold(e, listener, tcp_flags, out);
+	bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline struct notes *notes(void)

@@ -25,6 +25,11 @@ enum tcptrace_kind {
 	KIND_RST_RECEIVED = 12,
 	KIND_REQUEST_ABORTED = 13,/* half-open request killed; reason = TCP flags of the killer, 0: not by a segment */
 	KIND_SNAPSHOT = 14,       /* a socket that exists now (iterator, not ring) */
+	KIND_BIND_FAILED = 15,    /* EADDRINUSE: local = what was wanted; reason 0 bind(), 1 listen() */
+	KIND_PROBE = 16,          /* probe of a silent peer: reason 1 keepalive, 2 zero window; attempt = sent before */
+	KIND_DROPPED = 17,        /* a segment dropped by this host: reason = enum skb_drop_reason; d */
+	KIND_MEMORY = 18,         /* tcp_check_oom killed the socket: reason 1 too many orphans, 0 that or out of memory */
+	KIND_TW_OVERFLOW = 19,    /* no TIME_WAIT minisocket to be had: tcp_max_tw_buckets */
 };
 
 /* Bits of tcptrace_event.flags. */
@@ -63,7 +68,28 @@ enum tcptrace_audit {
 	AUDIT_OUT_RSTS = 2,
 	AUDIT_ESTAB_RESETS = 3,
 	AUDIT_ATTEMPT_FAILS = 4,
-	AUDIT_COUNTERS = 5,
+	AUDIT_ACTIVE_OPENS = 5,
+	AUDIT_PASSIVE_OPENS = 6,
+	AUDIT_RETRANS_SEGS = 7,
+	AUDIT_SYN_RETRANS = 8,
+	AUDIT_TIMEOUTS = 9,
+	AUDIT_REQQ_FULL_DROP = 10,
+	AUDIT_REQQ_FULL_COOKIES = 11,
+	AUDIT_COOKIES_SENT = 12,
+	AUDIT_COOKIES_RECV = 13,
+	AUDIT_COOKIES_FAILED = 14,
+	AUDIT_EMBRYONIC_RSTS = 15,
+	AUDIT_ABORT_ON_TIMEOUT = 16,
+	AUDIT_ABORT_ON_CLOSE = 17,
+	AUDIT_ABORT_ON_DATA = 18,
+	AUDIT_ABORT_ON_LINGER = 19,
+	AUDIT_ABORT_ON_MEMORY = 20,
+	AUDIT_TW_OVERFLOW = 21,
+	AUDIT_TW_RECYCLED = 22,
+	AUDIT_KEEPALIVE = 23,
+	AUDIT_WIN_PROBE = 24,
+	AUDIT_PAWS_ESTAB = 25,
+	AUDIT_COUNTERS = 26,
 };
 
 /* Traffic of a full socket at the moment of the event. */
@@ -90,6 +116,14 @@ struct tcptrace_listener {
 	__u8 synack_retries;   /* the listener's own or net.ipv4.tcp_synack_retries */
 };
 
+/* A segment that was dropped. */
+struct tcptrace_drop {
+	__u64 location;        /* address in the kernel where that was decided */
+	__u8 tcp_flags;        /* as on the wire */
+	__u8 out;              /* on its way out, else on its way in */
+	__u8 _pad[22];
+};
+
 struct tcptrace_event {
 	__u64 time;            /* CLOCK_BOOTTIME, ns */
 	__u64 sock;            /* identity: socket cookie, or the address where the kernel gives none; 0 unknown */
@@ -104,13 +138,16 @@ struct tcptrace_event {
 	__u8 kind;             /* enum tcptrace_kind */
 	__u8 old_state;        /* kernel's TCP states; the current state where nothing changes */
 	__u8 new_state;
-	__u8 attempt;          /* RETRANSMIT, RTO: icsk_retransmits (0: not timer-driven); SYN_SENT to CLOSE: SYN retransmissions */
+	__u8 attempt;          /* RETRANSMIT, RTO: icsk_retransmits (0: not timer-driven); SYN_SENT to CLOSE: SYN retransmissions;
+	                        * other states to CLOSE: icsk_probes_out; RST_SENT without socket: TCP flags of what it answers */
 	__u16 err;             /* sk_err, an errno */
 	__u16 flags;           /* enum tcptrace_flag */
-	__u32 reason;          /* see the kind; STATE from SYN_SENT to CLOSE: how often the SYN may be sent again */
+	__u32 reason;          /* see the kind; STATE from SYN_SENT to CLOSE: how often the SYN may be sent again;
+	                        * from other states to CLOSE: icsk_retransmits */
 	union {
 		struct tcptrace_traffic t;
 		struct tcptrace_listener l;
+		struct tcptrace_drop d;
 	};
 };
 _Static_assert(sizeof(struct tcptrace_event) == 128, "the event's size is part of the format");
@@ -125,7 +162,32 @@ struct tcptrace_socket {
 	__u32 keepalive_probes;
 	__u32 idle;                  /* jiffies since the last segment was received */
 	__u32 netns_keepalive_time;  /* net.ipv4.tcp_keepalive_time in jiffies: tells user space what a jiffy is */
+	__u32 sent_idle;             /* jiffies since data was last sent */
+	__u32 left;                  /* TIME_WAIT, FIN_WAIT2 minisocket: jiffies until it goes */
+	__u32 snd_wnd;               /* bytes: the peer's window */
+	__u32 rcv_wnd;               /* bytes: ours */
+	__u8 probes_out;             /* probes without an answer */
+	__u8 retransmits;            /* expiries of the retransmission timer in a row */
+	__u8 minisocket;             /* TIME_WAIT, FIN_WAIT2: no socket is left */
+	__u8 _pad[5];
 };
-_Static_assert(sizeof(struct tcptrace_socket) == 160, "the inventory line's size is part of the format");
+_Static_assert(sizeof(struct tcptrace_socket) == 184, "the inventory line's size is part of the format");
+
+/* Events of which a flood could make millions: beyond a rate they are counted
+ * by this key, and user space tells the counts as events.
+ */
+struct tcptrace_fold_key {
+	__u64 listener;        /* identity, 0 none */
+	__u32 netns;
+	__u32 reason;
+	__u8 local[16];
+	__u16 local_port;
+	__u16 flags;
+	__u8 kind;
+	__u8 tcp_flags;
+	__u8 out;
+	__u8 _pad[5];
+};
+_Static_assert(sizeof(struct tcptrace_fold_key) == 48, "no holes");
 
 #endif

@@ -7,6 +7,28 @@
  * big for the stack beside what the fill functions need.
  */
 static struct tcptrace_socket line;
+
+/* The cgroup that a socket is accounted to: that of the process that made it,
+ * or its listener, which may be gone. 0: none, or not to be had.
+ */
+static __always_inline __u64 cgroup_of(struct sock *sk)
+{
+	struct cgroup *cg;
+	struct kernfs_node *kn;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		cg = RD_raw(sk, sk_cgrp_data.cgroup);
+	} else if (bpf_core_field_exists(sk->sk_cgrp_data.val)) {
+		cg = (void *)RD_raw(sk, sk_cgrp_data.val);
+		if ((__u64)cg & 1)
+			return 0;
+	} else {
+		return 0;
+	}
+	kn = cg ? RD_raw(cg, kn) : NULL;
+	return kn ? RD_raw(kn, id) : 0;
+}
+
 static __always_inline int on_inventory(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *c = ctx->sk_common;
@@ -16,6 +38,7 @@ static __always_inline int on_inventory(struct bpf_iter__tcp *ctx)
 	struct tcp_sock *tp;
 	struct sock *sk;
 	struct net *net;
+	__u32 data;
 
 	if (!c)
 		return 0;
@@ -34,8 +57,11 @@ static __always_inline int on_inventory(struct bpf_iter__tcp *ctx)
 		 * A minisocket's state is in tw_substate.
 		 */
 		tw = (void *)bpf_skc_to_tcp_timewait_sock(c);
-		if (tw)
+		if (tw) {
 			e->old_state = e->new_state = tw->tw_substate;
+			line.minisocket = 1;
+			line.left = tw->tw_timer.expires - bpf_jiffies64();
+		}
 		goto out;
 	}
 	sk = (struct sock *)tp;
@@ -53,6 +79,7 @@ static __always_inline int on_inventory(struct bpf_iter__tcp *ctx)
 			line.inode = RD_raw(inode, i_ino);
 		}
 	}
+	e->cgroup = cgroup_of(sk);
 	if (e->new_state == TCP_LISTEN) {
 		fill_listener(e, sk);
 		remember_listener(e, sk);
@@ -64,7 +91,16 @@ static __always_inline int on_inventory(struct bpf_iter__tcp *ctx)
 	line.keepalive_time = tp->keepalive_time ?: line.netns_keepalive_time;
 	line.keepalive_intvl = tp->keepalive_intvl ?: (__u32)RD_raw(net, ipv4.sysctl_tcp_keepalive_intvl);
 	line.keepalive_probes = tp->keepalive_probes ?: (__u32)READ_SIZED(net, ipv4.sysctl_tcp_keepalive_probes);
+	/* the last acknowledgement or the last data, as keepalive counts */
 	line.idle = (__u32)bpf_jiffies64() - tp->rcv_tstamp;
+	data = (__u32)bpf_jiffies64() - tp->inet_conn.icsk_ack.lrcvtime;
+	if (data < line.idle)
+		line.idle = data;
+	line.sent_idle = (__u32)bpf_jiffies64() - tp->lsndtime;
+	line.snd_wnd = tp->snd_wnd;
+	line.rcv_wnd = tp->rcv_wnd;
+	line.probes_out = tp->inet_conn.icsk_probes_out;
+	line.retransmits = tp->inet_conn.icsk_retransmits;
 out:
 	bpf_seq_write(ctx->meta->seq, &line, sizeof(line));
 	return 0;

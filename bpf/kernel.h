@@ -101,6 +101,13 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+struct kernfs_node { __u64 id; };
+struct cgroup { struct kernfs_node *kn; };
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+	__u64 val;             /* before 5.15; odd: not a pointer */
+};
+
 struct inode { unsigned long i_ino; };
 struct file { void *private_data; struct inode *f_inode; };
 struct socket { struct file *file; struct sock *sk; };
@@ -111,10 +118,12 @@ struct sock {
 	int sk_err;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	int sk_wmem_queued;
 	unsigned long sk_lingertime;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	atomic_t sk_drops;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct inet_sock {
@@ -132,6 +141,8 @@ struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
 	__u8 icsk_retransmits;
 	__u8 icsk_syn_retries;
+	__u8 icsk_probes_out;
+	struct { __u32 lrcvtime; } icsk_ack; /* jiffies */
 };
 
 struct tcp_sock {
@@ -147,6 +158,10 @@ struct tcp_sock {
 	__u32 total_retrans;
 	__u32 packets_out;
 	__u32 rcv_tstamp;     /* jiffies */
+	__u32 lsndtime;       /* jiffies */
+	__u32 snd_wnd;
+	__u32 rcv_wnd;
+	__u32 segs_out;
 	unsigned int keepalive_time;  /* jiffies, 0: default */
 	unsigned int keepalive_intvl;
 	__u8 keepalive_probes;
@@ -166,9 +181,12 @@ struct inet_request_sock {
 	__u16 acked : 1;
 };
 
+struct timer_list { unsigned long expires; };
+
 struct inet_timewait_sock {
 	struct sock_common __tw_common;
 	unsigned char tw_substate;
+	struct timer_list tw_timer;
 };
 
 /* enough of it for a mere address */
@@ -179,9 +197,15 @@ struct tcp_timewait_sock {
 struct net_device { possible_net_t nd_net; };
 
 struct dst_entry { struct net_device *dev; };
+struct rtable { struct dst_entry dst; __u16 rt_type; };
+struct rt6_info { struct dst_entry dst; __u32 rt6i_flags; };
+
+struct tcp_skb_cb { __u16 tcp_gso_segs; };
 
 struct sk_buff {
 	struct net_device *dev;
+	struct sock *sk;
+	char cb[48];
 	unsigned long _skb_refdst;
 	int skb_iif;
 	__be16 protocol;
@@ -218,6 +242,16 @@ struct tcphdr_wire {
 	__u8 doff_res;
 	__u8 flags;
 };
+/* As bind() takes it. */
+struct sockaddr_wire {
+	__u16 family;
+	__be16 port;
+	__be32 v4;             /* IPv6: flow label */
+	__u8 v6[16];
+};
+enum { SOCK_MIN_SNDBUF = 4608 }; /* 2 * TCP_SKB_MIN_TRUESIZE, at most */
+enum { RTN_LOCAL = 2, RTF_LOCAL = 0x80000000 };
+enum { EADDRINUSE = 98, ETIMEDOUT = 110 };
 enum tcp_flag_bits { TCPF_FIN = 1, TCPF_SYN = 2, TCPF_RST = 4, TCPF_PSH = 8, TCPF_ACK = 16 };
 
 /* The context of kprobes: UAPI, no CO-RE. */

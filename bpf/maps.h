@@ -44,6 +44,8 @@ struct notes {
 	__u32 time_wait_state;
 	__u32 killer_flags;     /* tcp_check_req -> inet_csk_reqsk_queue_drop */
 	__u64 killed_request;
+	__u64 entered_sock;     /* entry -> exit of a short function */
+	__u64 cookie_netns;     /* cookie_v{4,6}_check -> __cookie_v{4,6}_check */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -66,6 +68,55 @@ struct {
 	__type(key, __u64);
 	__type(value, struct listen_args);
 } listening SEC(".maps");
+
+/* The same for inet_csk_get_port(). */
+struct get_port_args {
+	__u64 sk;
+	__u32 port;
+	__u32 _pad;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct get_port_args);
+} getting_port SEC(".maps");
+
+/* The same for bind(), with what was wanted. */
+struct bind_args {
+	__u32 fd;
+	struct sockaddr_wire addr;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct bind_args);
+} binding SEC(".maps");
+
+/* How many events of a kind this CPU has told in the present window. */
+struct rate {
+	__u64 window;
+	__u64 told;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 32); /* by kind */
+	__type(key, __u32);
+	__type(value, struct rate);
+} rates SEC(".maps");
+
+/* What was counted instead of told. Never deleted: user space works with
+ * differences. Full: counted under a key without address and port, for which
+ * user space makes room in advance.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
+	__type(key, struct tcptrace_fold_key);
+	__type(value, __u64);
+} folded SEC(".maps");
 
 /* Listeners by local address, for modes in which a dropped SYN does not tell
  * its listener. Inserted at CLOSE -> LISTEN and by the inventory, deleted at

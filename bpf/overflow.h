@@ -32,7 +32,10 @@ static __always_inline void emit_syn(__u8 kind, __u16 flags, __u32 netns, struct
 		count_lost(LOST_UNREADABLE);
 		return;
 	}
-	commit(e);
+	if (kind == KIND_SYN_QUEUE_FULL)
+		commit_folding(e, e->l.listener, 0, 0);
+	else
+		commit(e);
 }
 
 /* tcp_conn_request: every SYN at a listener passes here; nearly all leave by
@@ -46,11 +49,16 @@ static __always_inline int on_conn_request(struct sock *sk, struct sk_buff *skb)
 	bool queue_full = syn_queue_full(sk, limit), full = RD_raw(sk, sk_ack_backlog) > limit;
 	int cookies;
 
+	net = RD_raw(sk, __sk_common.skc_net.net);
+	cookies = READ_SIZED(net, ipv4.sysctl_tcp_syncookies);
+	if (!queue_full && !full && cookies != 2)
+		return 0;
+	netns = RD_raw(net, ns.inum);
+	/* tcp_syn_flood_action() */
+	if (cookies == 2 || queue_full)
+		count(netns, cookies ? AUDIT_REQQ_FULL_COOKIES : AUDIT_REQQ_FULL_DROP);
 	if (!queue_full && !full)
 		return 0;
-	net = RD_raw(sk, __sk_common.skc_net.net);
-	netns = RD_raw(net, ns.inum);
-	cookies = READ_SIZED(net, ipv4.sysctl_tcp_syncookies);
 	if (queue_full && !cookies) {
 		count(netns, AUDIT_LISTEN_DROPS);
 		emit_syn(KIND_SYN_QUEUE_FULL, 0, netns, sk, skb);
@@ -228,6 +236,33 @@ static __always_inline int on_dropped(struct sk_buff *skb, struct sock *sk, bool
 	if (ref && ref->sk == (__u64)sk) /* these drops are told already */
 		ref->drops = RD_raw(sk, sk_drops.counter);
 	commit(e);
+	return 0;
+}
+
+/* SYN cookies. The functions that make them have no socket, those that check
+ * them not even a segment: the caller leaves a note.
+ */
+static __always_inline int on_cookie_made(struct sk_buff *skb)
+{
+	count(netns_of_skb_raw(skb), AUDIT_COOKIES_SENT);
+	return 0;
+}
+
+static __always_inline int on_cookie_came(struct sock *sk)
+{
+	struct notes *n = notes();
+
+	if (n)
+		n->cookie_netns = netns_raw(&sk->__sk_common);
+	return 0;
+}
+
+static __always_inline int on_cookie_checked(bool good)
+{
+	struct notes *n = notes();
+
+	if (n)
+		count(n->cookie_netns, good ? AUDIT_COOKIES_RECV : AUDIT_COOKIES_FAILED);
 	return 0;
 }
 

@@ -113,6 +113,114 @@ static __always_inline int on_listen_exit(long ret)
 	return ret ? 0 : on_listen_return(a.fd, a.backlog);
 }
 
+/* inet_csk_get_port found the port taken. bind() has put the address into the
+ * socket by then; listen() asks again for a port that was bound before.
+ */
+static __always_inline int on_bind_failed(struct sock *sk, __u16 port)
+{
+	struct tcptrace_event *e;
+	__u32 netns;
+
+	if (RD_raw(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	netns = netns_raw(&sk->__sk_common);
+	if (!netns_passes(netns))
+		return 0;
+	e = begin(KIND_BIND_FAILED);
+	if (!e)
+		return 0;
+	e->netns = netns;
+	e->sock = identity_raw(&sk->__sk_common);
+	e->err = EADDRINUSE;
+	e->reason = RD_raw(sk, __sk_common.skc_state) == TCP_LISTEN;
+	e->flags = flags_raw(sk);
+	fill_addrs_raw(e, &sk->__sk_common);
+	e->local_port = port;
+	fill_process(e);
+	commit(e);
+	return 0;
+}
+
+static __always_inline int on_get_port_enter(struct sock *sk, __u32 port)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct get_port_args a = { .sk = (__u64)sk, .port = port };
+
+	if (bpf_map_update_elem(&getting_port, &thread, &a, BPF_ANY))
+		count_lost(LOST_MAP_FULL);
+	return 0;
+}
+
+static __always_inline int on_get_port_exit(int ret)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct get_port_args *p = bpf_map_lookup_elem(&getting_port, &thread), a;
+
+	if (!p)
+		return 0;
+	a = *p;
+	bpf_map_delete_elem(&getting_port, &thread);
+	return ret ? on_bind_failed((void *)a.sk, a.port) : 0;
+}
+
+/* Without a hook in the kernel, from the system call: the address is in the
+ * program's own memory.
+ */
+static __always_inline int on_bind_enter(__u32 fd, const void *addr)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct bind_args a = { .fd = fd };
+
+	if (bpf_probe_read_user(&a.addr, 8, addr)) /* as much as every family has */
+		return 0;
+	if (a.addr.family == AF_INET6)
+		bpf_probe_read_user(&a.addr, sizeof(a.addr), addr);
+	else if (a.addr.family != AF_INET)
+		return 0;
+	if (bpf_map_update_elem(&binding, &thread, &a, BPF_ANY))
+		count_lost(LOST_MAP_FULL);
+	return 0;
+}
+
+static __always_inline int on_bind_exit(long ret)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct bind_args *p = bpf_map_lookup_elem(&binding, &thread), a;
+	struct tcptrace_event *e;
+	struct sock *sk;
+	__u32 netns;
+
+	if (!p)
+		return 0;
+	a = *p;
+	bpf_map_delete_elem(&binding, &thread);
+	if (ret != -EADDRINUSE)
+		return 0;
+	sk = tcp_of(sock_of_fd(a.fd, false));
+	if (!sk)
+		return 0;
+	netns = netns_raw(&sk->__sk_common);
+	if (!netns_passes(netns))
+		return 0;
+	e = begin(KIND_BIND_FAILED);
+	if (!e)
+		return 0;
+	e->netns = netns;
+	e->sock = identity_raw(&sk->__sk_common);
+	e->err = EADDRINUSE;
+	e->flags = flags_raw(sk);
+	if (a.addr.family == AF_INET6) {
+		__builtin_memcpy(e->local, a.addr.v6, 16);
+	} else {
+		map_v4(e->local, a.addr.v4);
+		map_v4(e->remote, 0);
+	}
+	e->local_port = bpf_ntohs(a.addr.port);
+	fill_process(e);
+	commit(e);
+	return 0;
+}
+
 /* By mere address, so with few reads: no traffic, which the child's other
  * events tell.
  */

@@ -11,6 +11,8 @@ static __always_inline int on_retransmit_synack(struct sock *sk, struct request_
 	__u32 netns = netns_raw(&sk->__sk_common);
 	bool acked;
 
+	count(netns, AUDIT_RETRANS_SEGS);
+	count(netns, AUDIT_SYN_RETRANS);
 	if (!netns_passes(netns))
 		return 0;
 	/* With TCP_DEFER_ACCEPT an acknowledged request waits for data, else
@@ -46,13 +48,14 @@ static __always_inline int on_retransmit_synack(struct sock *sk, struct request_
 /* tcp_check_req sees the segment, inet_csk_reqsk_queue_drop the end of the
  * request: together they tell a request killed by RST or SYN from others.
  */
-static __always_inline int on_check_req(struct sk_buff *skb, struct request_sock *req)
+static __always_inline int on_check_req(struct sock *sk, struct sk_buff *skb, struct request_sock *req)
 {
 	struct tcphdr_wire th = {};
 	struct notes *n;
 
 	bpf_probe_read_kernel(&th, sizeof(th), RD_raw(skb, head) + RD_raw(skb, transport_header));
-	if (!(th.flags & (TCPF_RST | TCPF_SYN)))
+	/* or by RST of our own, with tcp_abort_on_overflow */
+	if (!(th.flags & (TCPF_RST | TCPF_SYN)) && !accept_queue_full(sk))
 		return 0;
 	n = notes();
 	if (n) {
@@ -73,6 +76,9 @@ static __always_inline int on_reqsk_drop(struct sock *sk, struct request_sock *r
 	killer = n->killer_flags;
 	n->killed_request = 0;
 	netns = netns_raw(&sk->__sk_common);
+	count(netns, AUDIT_EMBRYONIC_RSTS);
+	if (!(killer & (TCPF_RST | TCPF_SYN)))
+		return 0; /* told as an overflow */
 	count(netns, AUDIT_ATTEMPT_FAILS);
 	if (!netns_passes(netns))
 		return 0;

@@ -63,6 +63,12 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 		netns = netns_of_skb_raw(skb);
 	}
 	count(netns, AUDIT_OUT_RSTS);
+	if (reason == rst_on_close)
+		count(netns, AUDIT_ABORT_ON_CLOSE);
+	else if (reason == rst_on_data)
+		count(netns, AUDIT_ABORT_ON_DATA);
+	else if (reason == rst_on_linger)
+		count(netns, AUDIT_ABORT_ON_LINGER);
 	if (!netns_passes(netns))
 		return 0;
 	full = sk && state != TCP_LISTEN && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
@@ -99,9 +105,14 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 			e->sock = have_cookie ? identity_raw(&tw->__tw_common) : 0;
 			e->old_state = RD_raw(tw, tw_substate);
 		}
+		e->attempt = tcp_flags;
 		if (state == TCP_LISTEN) {
 			e->sock = identity(sk, typed);
 			fill_listener(e, sk);
+		}
+		if (!sk) { /* closed ports are scanned */
+			commit_folding(e, 0, tcp_flags, 0);
+			return 0;
 		}
 	}
 	commit(e);

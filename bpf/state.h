@@ -97,6 +97,58 @@ static __always_inline bool by_process(__u8 old, __u8 new, int err)
 	return false;
 }
 
+/* What a state change means to the kernel's own counters. */
+static __always_inline void count_state(struct tcp_sock *tp, __u32 netns, int old, int new, int err)
+{
+	if (new == TCP_SYN_SENT) {
+		count(netns, AUDIT_ACTIVE_OPENS);
+		return;
+	}
+	if (new != TCP_CLOSE)
+		return;
+	switch (old) {
+	case TCP_ESTABLISHED:
+	case TCP_CLOSE_WAIT:
+		count(netns, AUDIT_ESTAB_RESETS);
+		break;
+	case TCP_SYN_SENT:
+		/* failed before a SYN was sent: no opening after all */
+		if (!err && !tp->segs_out)
+			count_n(netns, AUDIT_ACTIVE_OPENS, -1);
+		/* fall through */
+	case TCP_SYN_RECV:
+		if (err)
+			count(netns, AUDIT_ATTEMPT_FAILS);
+		break;
+	}
+	if (err == ETIMEDOUT)
+		count(netns, AUDIT_ABORT_ON_TIMEOUT);
+}
+
+/* close() with SO_LINGER 0 counts as an abort on data, like data after close():
+ * __tcp_close() has shut both directions before it disconnects, which nothing
+ * else that disconnects has. (From the states after a shutdown there are
+ * ordinary ways out too: told apart by the hook on tcp_time_wait.)
+ */
+static __always_inline bool linger_zero_close(const struct tcptrace_event *e)
+{
+	const __u16 mask = FLAG_SHUT_RD | FLAG_SHUT_WR | FLAG_LINGER_ZERO;
+
+	if (e->new_state != TCP_CLOSE || e->err || (e->flags & mask) != mask || e->t.unread)
+		return false;
+	switch (e->old_state) {
+	case TCP_ESTABLISHED:
+	case TCP_CLOSE_WAIT:
+	case TCP_SYN_SENT:
+	case TCP_SYN_RECV:
+	case TCP_FIN_WAIT1:
+		return true;
+	case TCP_FIN_WAIT2:
+		return !(e->flags & (FLAG_TIME_WAIT | FLAG_TIME_WAIT_FW2));
+	}
+	return false;
+}
+
 static __always_inline int on_state(struct sock *sk, int old, int new)
 {
 	struct tcptrace_event *e;
@@ -114,20 +166,16 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 		 */
 		if (have_cookie)
 			bpf_get_socket_cookie(sk);
+		count(sk->__sk_common.skc_net.net->ns.inum, AUDIT_PASSIVE_OPENS);
 		return 0;
 	}
 	netns = sk->__sk_common.skc_net.net->ns.inum;
 	err = sk->sk_err;
-	if (new == TCP_CLOSE) {
-		if (old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT)
-			count(netns, AUDIT_ESTAB_RESETS);
-		else if ((old == TCP_SYN_SENT || old == TCP_SYN_RECV) && err)
-			count(netns, AUDIT_ATTEMPT_FAILS);
-	}
-	if (!netns_passes(netns))
-		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
+		return 0;
+	count_state(tp, netns, old, new, err);
+	if (!netns_passes(netns))
 		return 0;
 
 	e = begin(KIND_STATE);
@@ -158,7 +206,12 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 
 				e->attempt = tp->inet_conn.icsk_retransmits;
 				e->reason = tp->inet_conn.icsk_syn_retries ?: (__u8)READ_SIZED(net, ipv4.sysctl_tcp_syn_retries);
+			} else {
+				e->attempt = tp->inet_conn.icsk_probes_out;
+				e->reason = tp->inet_conn.icsk_retransmits;
 			}
+			if (linger_zero_close(e))
+				count(netns, AUDIT_ABORT_ON_DATA);
 		}
 	}
 	if (by_process(old, new, err))

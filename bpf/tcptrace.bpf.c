@@ -23,6 +23,7 @@
 #include "overflow.h"
 #include "request.h"
 #include "retransmit.h"
+#include "drop.h"
 #include "process.h"
 #include "inventory.h"
 #include "twin.h"
@@ -36,6 +37,8 @@ struct exported {
 	enum tcptrace_lost lost;
 	enum tcptrace_audit audit;
 	struct tcptrace_socket socket;
+	struct tcptrace_drop drop;
+	struct tcptrace_fold_key fold_key;
 };
 struct exported *exported __attribute__((unused));
 
@@ -89,14 +92,14 @@ int tp_retransmit_synack(args_t *ctx)
 SEC("tp_btf/tcp_retransmit_skb")
 int tp_retransmit(args_t *ctx)
 {
-	RUN(on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true));
+	RUN(on_retransmit((void *)ctx[0], (void *)ctx[1], 0));
 }
 
 /* since 6.18 the tracepoint also tells of retransmissions that failed */
 SEC("tp_btf/tcp_retransmit_skb")
 int tp_retransmit_err(args_t *ctx)
 {
-	RUN((int)ctx[2] ? 0 : on_retransmit((void *)ctx[0], KIND_RETRANSMIT, true));
+	RUN(on_retransmit((void *)ctx[0], (void *)ctx[1], (int)ctx[2]));
 }
 
 SEC("tp_btf/consume_skb")
@@ -122,6 +125,109 @@ int tp_kfree_skb(args_t *ctx)
 	else if (reason != bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_TCP_LISTEN_OVERFLOW))
 		return 0;
 	RUN(on_dropped((void *)ctx[0], (void *)ctx[3], cookie));
+}
+
+/* once for every packet that is dropped */
+
+SEC("tp_btf/kfree_skb")
+int tp_drop(args_t *ctx)
+{
+	if (empty_programs || !wanted(ctx[2]))
+		return 0;
+	return on_drop((void *)ctx[0], ctx[1], ctx[2], NULL);
+}
+
+/* with the socket that it was for */
+SEC("tp_btf/kfree_skb")
+int tp_drop_rx(args_t *ctx)
+{
+	if (empty_programs || !wanted(ctx[2]))
+		return 0;
+	return on_drop((void *)ctx[0], ctx[1], ctx[2], (void *)ctx[3]);
+}
+
+/* without a reason: netfilter is known by its place */
+SEC("tp_btf/kfree_skb")
+int tp_drop_place(args_t *ctx)
+{
+	if (empty_programs || ctx[1] < nf_hook_start || ctx[1] >= nf_hook_end)
+		return 0;
+	return on_drop((void *)ctx[0], ctx[1], 0, NULL);
+}
+
+/* SYN cookies */
+
+SEC("fentry/cookie_v4_init_sequence")
+int fe_cookie_v4(args_t *ctx)
+{
+	RUN(on_cookie_made((void *)ctx[0]));
+}
+
+SEC("kprobe/cookie_v4_init_sequence")
+int kp_cookie_v4(struct pt_regs *ctx)
+{
+	RUN(on_cookie_made((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("fentry/cookie_v6_init_sequence")
+int fe_cookie_v6(args_t *ctx)
+{
+	RUN(on_cookie_made((void *)ctx[0]));
+}
+
+SEC("kprobe/cookie_v6_init_sequence")
+int kp_cookie_v6(struct pt_regs *ctx)
+{
+	RUN(on_cookie_made((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("fentry/cookie_v4_check")
+int fe_cookie_v4_check(args_t *ctx)
+{
+	RUN(on_cookie_came((void *)ctx[0]));
+}
+
+SEC("kprobe/cookie_v4_check")
+int kp_cookie_v4_check(struct pt_regs *ctx)
+{
+	RUN(on_cookie_came((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("fentry/cookie_v6_check")
+int fe_cookie_v6_check(args_t *ctx)
+{
+	RUN(on_cookie_came((void *)ctx[0]));
+}
+
+SEC("kprobe/cookie_v6_check")
+int kp_cookie_v6_check(struct pt_regs *ctx)
+{
+	RUN(on_cookie_came((void *)PT_REGS_PARM1(ctx)));
+}
+
+/* three arguments up to 6.1, then two */
+SEC("fexit/__cookie_v4_check")
+int fx_cookie_v4_checked(args_t *ctx)
+{
+	RUN(on_cookie_checked((int)(cookie_check_nargs == 2 ? ctx[2] : ctx[3])));
+}
+
+SEC("kretprobe/__cookie_v4_check")
+int kr_cookie_v4_checked(struct pt_regs *ctx)
+{
+	RUN(on_cookie_checked((int)PT_REGS_RC(ctx)));
+}
+
+SEC("fexit/__cookie_v6_check")
+int fx_cookie_v6_checked(args_t *ctx)
+{
+	RUN(on_cookie_checked((int)(cookie_check_nargs == 2 ? ctx[2] : ctx[3])));
+}
+
+SEC("kretprobe/__cookie_v6_check")
+int kr_cookie_v6_checked(struct pt_regs *ctx)
+{
+	RUN(on_cookie_checked((int)PT_REGS_RC(ctx)));
 }
 
 /* listen overflow */
@@ -177,13 +283,13 @@ int kp_v6_syn_recv_sock(struct pt_regs *ctx)
 SEC("fentry/tcp_check_req")
 int fe_check_req(args_t *ctx)
 {
-	RUN(on_check_req((void *)ctx[1], (void *)ctx[2]));
+	RUN(on_check_req((void *)ctx[0], (void *)ctx[1], (void *)ctx[2]));
 }
 
 SEC("kprobe/tcp_check_req")
 int kp_check_req(struct pt_regs *ctx)
 {
-	RUN(on_check_req((void *)PT_REGS_PARM2(ctx), (void *)PT_REGS_PARM3(ctx)));
+	RUN(on_check_req((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), (void *)PT_REGS_PARM3(ctx)));
 }
 
 SEC("fentry/inet_csk_reqsk_queue_drop")
@@ -253,13 +359,99 @@ int kp_active_reset(struct pt_regs *ctx)
 SEC("fentry/tcp_retransmit_timer")
 int fe_rto(args_t *ctx)
 {
-	RUN(on_retransmit((void *)ctx[0], KIND_RTO, true));
+	RUN(on_rto((void *)ctx[0], true));
 }
 
 SEC("kprobe/tcp_retransmit_timer")
 int kp_rto(struct pt_regs *ctx)
 {
-	RUN(on_retransmit((void *)PT_REGS_PARM1(ctx), KIND_RTO, false));
+	RUN(on_rto((void *)PT_REGS_PARM1(ctx), false));
+}
+
+SEC("fentry/tcp_syn_ack_timeout")
+int fe_synack_timeout(args_t *ctx)
+{
+	RUN(on_synack_timeout((void *)ctx[0]));
+}
+
+SEC("kprobe/tcp_syn_ack_timeout")
+int kp_synack_timeout(struct pt_regs *ctx)
+{
+	RUN(on_synack_timeout((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("fentry/tcp_xmit_probe_skb")
+int fe_probe(args_t *ctx)
+{
+	RUN(on_probe((void *)ctx[0], true));
+}
+
+SEC("kprobe/tcp_xmit_probe_skb")
+int kp_probe(struct pt_regs *ctx)
+{
+	RUN(on_probe((void *)PT_REGS_PARM1(ctx), false));
+}
+
+/* limits */
+
+SEC("fexit/tcp_check_oom")
+int fx_check_oom(args_t *ctx)
+{
+	RUN(on_memory((void *)ctx[0], (__u8)ctx[2], true));
+}
+
+SEC("kprobe/tcp_check_oom")
+int kp_check_oom(struct pt_regs *ctx)
+{
+	RUN(note_sock((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("kretprobe/tcp_check_oom")
+int kr_check_oom(struct pt_regs *ctx)
+{
+	struct sock *sk = empty_programs ? NULL : noted_sock();
+
+	return sk ? on_memory(sk, (__u8)PT_REGS_RC(ctx), false) : 0;
+}
+
+SEC("fexit/inet_twsk_alloc")
+int fx_twsk_alloc(args_t *ctx)
+{
+	RUN(ctx[3] ? 0 : on_no_timewait((void *)ctx[0], true));
+}
+
+SEC("kprobe/inet_twsk_alloc")
+int kp_twsk_alloc(struct pt_regs *ctx)
+{
+	RUN(note_sock((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("kretprobe/inet_twsk_alloc")
+int kr_twsk_alloc(struct pt_regs *ctx)
+{
+	struct sock *sk = empty_programs ? NULL : noted_sock();
+
+	return sk && !PT_REGS_RC(ctx) ? on_no_timewait(sk, false) : 0;
+}
+
+SEC("fexit/tcp_twsk_unique")
+int fx_twsk_unique(args_t *ctx)
+{
+	RUN((int)ctx[3] ? on_recycled((void *)ctx[0]) : 0);
+}
+
+SEC("kprobe/tcp_twsk_unique")
+int kp_twsk_unique(struct pt_regs *ctx)
+{
+	RUN(note_sock((void *)PT_REGS_PARM1(ctx)));
+}
+
+SEC("kretprobe/tcp_twsk_unique")
+int kr_twsk_unique(struct pt_regs *ctx)
+{
+	struct sock *sk = empty_programs ? NULL : noted_sock();
+
+	return sk && (int)PT_REGS_RC(ctx) ? on_recycled(sk) : 0;
 }
 
 SEC("fentry/tcp_time_wait")
@@ -355,6 +547,36 @@ SEC("tracepoint/syscalls/sys_exit_listen")
 int sys_exit_listen(struct trace_event_raw_sys_exit *ctx)
 {
 	RUN(on_listen_exit(ctx->ret));
+}
+
+SEC("fexit/inet_csk_get_port")
+int fx_get_port(args_t *ctx)
+{
+	RUN((int)ctx[2] ? on_bind_failed((void *)ctx[0], ctx[1]) : 0);
+}
+
+SEC("kprobe/inet_csk_get_port")
+int kp_get_port(struct pt_regs *ctx)
+{
+	RUN(on_get_port_enter((void *)PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)));
+}
+
+SEC("kretprobe/inet_csk_get_port")
+int kr_get_port(struct pt_regs *ctx)
+{
+	RUN(on_get_port_exit((int)PT_REGS_RC(ctx)));
+}
+
+SEC("tracepoint/syscalls/sys_enter_bind")
+int sys_enter_bind(struct trace_event_raw_sys_enter *ctx)
+{
+	RUN(on_bind_enter(ctx->args[0], (void *)ctx->args[1]));
+}
+
+SEC("tracepoint/syscalls/sys_exit_bind")
+int sys_exit_bind(struct trace_event_raw_sys_exit *ctx)
+{
+	RUN(on_bind_exit(ctx->ret));
 }
 
 SEC("fentry/tcp_shutdown")

@@ -110,6 +110,11 @@ func (t *Tracer) Snapshot(netns int, fn func(*event.Event)) error {
 	return <-res
 }
 
+// Folded returns events for what a flood made too many of to be told one by
+// one since it was last called, with their Count, as of now (CLOCK_BOOTTIME,
+// ns). Call it about once a second, and after Stop a last time.
+func (t *Tracer) Folded(now int64) ([]event.Event, error) { return t.p.Folded(now) }
+
 // Stats are counters since Open.
 type Stats struct {
 	// Lost counts events that never arrived, by where they were lost: ring

@@ -79,6 +79,11 @@ type ListenerRule interface {
 	Listener(x *Engine, l *timeline.Listener, e *timeline.Entry)
 }
 
+// IncidentRule hears of what belongs to no connection.
+type IncidentRule interface {
+	Incident(x *Engine, in *timeline.Incident)
+}
+
 // TickRule hears of time passing.
 type TickRule interface {
 	Tick(x *Engine, now int64, t *timeline.Tracker)
@@ -112,17 +117,18 @@ const maxExamples = 5
 // Engine runs the rules. It is a [timeline.Observer]; it and what it hands
 // out belong to one goroutine.
 type Engine struct {
-	o        Options
-	sink     Sink
-	onEntry  []EntryRule
-	onChange []ChangeRule
-	onEnd    []EndRule
-	onListen []ListenerRule
-	onTick   []TickRule
-	now      int64
-	tracker  *timeline.Tracker
-	netns    map[uint32]event.Namespace
-	sockets  wishes // namespaces whose sockets should be looked at
+	o          Options
+	sink       Sink
+	onEntry    []EntryRule
+	onChange   []ChangeRule
+	onEnd      []EndRule
+	onListen   []ListenerRule
+	onIncident []IncidentRule
+	onTick     []TickRule
+	now        int64
+	tracker    *timeline.Tracker
+	netns      map[uint32]event.Namespace
+	sockets    wishes // namespaces whose sockets should be looked at
 
 	kept    map[liveKey]*live
 	order   []*live // oldest first
@@ -167,6 +173,9 @@ func New(o Options, s Sink) *Engine {
 		if r, ok := r.(ListenerRule); ok {
 			x.onListen = append(x.onListen, r)
 		}
+		if r, ok := r.(IncidentRule); ok {
+			x.onIncident = append(x.onIncident, r)
+		}
 		if r, ok := r.(TickRule); ok {
 			x.onTick = append(x.onTick, r)
 		}
@@ -204,6 +213,14 @@ func (x *Engine) Listener(l *timeline.Listener, e *timeline.Entry) {
 	}
 }
 
+// Incident implements [timeline.Observer].
+func (x *Engine) Incident(in *timeline.Incident) {
+	x.now = max(x.now, in.At)
+	for _, r := range x.onIncident {
+		r.Incident(x, in)
+	}
+}
+
 // Namespace implements [timeline.Observer].
 func (x *Engine) Namespace(ns event.Namespace) {
 	const most = 4096
@@ -231,6 +248,13 @@ func (x *Engine) Tick(now int64, t *timeline.Tracker) {
 // at again before connections in them are judged, each at most once in a
 // while. Call it after Tick; an answer is welcome, not needed.
 func (x *Engine) SnapshotWanted() []uint32 { return x.sockets.take() }
+
+// SnapshotEvery is how often all sockets should be looked at for the rules that
+// judge silence: often enough for the shortest of their thresholds.
+func (x *Engine) SnapshotEvery() time.Duration {
+	shortest := min(x.o.Idle, x.o.FinWait, x.o.ZeroWindow*4, x.o.Backoff*2)
+	return min(max(shortest/4, time.Second), 30*time.Second)
+}
 
 // wishes are asked for at most once in a while each.
 type wishes struct {

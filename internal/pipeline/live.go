@@ -25,6 +25,7 @@ type Tracer interface {
 	Read(batch []event.Event, timeout time.Duration) (int, error)
 	Stop()
 	Snapshot(netns int, fn func(*event.Event)) error
+	Folded(now int64) ([]event.Event, error)
 	Stats() (tracer.Stats, error)
 }
 
@@ -60,6 +61,9 @@ const (
 	resync = 10 * time.Second
 	// retries bounds how often a namespace is looked for that cannot be found.
 	retries = 3
+	// rounds is how many times as long as it takes to look at all sockets is
+	// waited until the next time.
+	rounds = 200
 	// maxSpaces bounds the namespaces that are remembered.
 	maxSpaces = 65536
 )
@@ -78,6 +82,8 @@ type live struct {
 	procs   map[uint32]seen
 	lost    map[string]uint64
 	synced  int64           // when sockets were last looked at again after losses
+	round   int64           // when all sockets were last looked at
+	took    time.Duration   // how long that took
 	again   bool            // they are to be looked at again
 	last    event.Event     // of the newest namespace and process, for the fast path
 	owners  bool            // /proc shows the kernel's process ids
@@ -186,7 +192,7 @@ func (l *live) begin() error {
 	for _, ns := range spaces {
 		l.learn(ns)
 	}
-	l.snapshot(spaces)
+	l.look(spaces)
 	if err := l.flush(); err != nil {
 		return err
 	}
@@ -414,9 +420,17 @@ func (l *live) keep(now int64) {
 	l.cost.tick(now, l.m.events)
 	l.retry()
 
+	l.unfold(now)
+
 	var want []uint32
+	// A round costs a share of one processor that stays the same however many
+	// sockets there are.
+	all := now-l.round >= max(int64(l.m.SnapshotEvery()), rounds*int64(l.took))
 	if l.again && now-l.synced >= int64(resync) {
 		l.again, l.synced = false, now
+		all = true
+	}
+	if all {
 		for inode, s := range l.spaces {
 			if s.known {
 				want = append(want, inode)
@@ -432,7 +446,28 @@ func (l *live) keep(now int64) {
 			spaces = append(spaces, s.ns)
 		}
 	}
+	if all {
+		l.look(spaces)
+	} else {
+		l.snapshot(spaces)
+	}
+}
+
+// look looks at all sockets.
+func (l *live) look(spaces []host.Netns) {
+	l.round = host.Now()
 	l.snapshot(spaces)
+	l.took = time.Duration(host.Now() - l.round)
+}
+
+// unfold hands over what the kernel side counted instead of telling it.
+func (l *live) unfold(now int64) {
+	events, err := l.Tracer.Folded(now)
+	if err != nil {
+		l.Log.Warn("reading the counts of a flood", zap.Error(err))
+		return
+	}
+	l.handle(events)
 }
 
 // losses tells of events that were lost since it was last called.
@@ -477,6 +512,7 @@ func (l *live) finish(began int64, err error) (*render.Summary, error) {
 		}
 	}
 	now := host.Now()
+	l.unfold(now)
 	l.losses(now)
 	s.Duration = time.Duration(now - began)
 	s.Cost = l.cost.end(now, l.m.events)

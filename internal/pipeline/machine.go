@@ -154,6 +154,9 @@ func (m *Machine) Advance(now int64) {
 // before they are judged.
 func (m *Machine) SnapshotWanted() []uint32 { return m.engine.SnapshotWanted() }
 
+// SnapshotEvery is how often all sockets should be looked at.
+func (m *Machine) SnapshotEvery() time.Duration { return m.engine.SnapshotEvery() }
+
 // Err returns the first error of the renderer: nothing more can be shown.
 func (m *Machine) Err() error { return m.err }
 
@@ -255,6 +258,12 @@ func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {
 	if m.o.Show.Events && e.Kind == timeline.EntryListen && m.o.Filter.MatchState(event.StateListen) &&
 		m.o.Filter.MatchProcess(o.PID, o.Comm, o.Cgroup) && len(m.o.Filter.Codes) == 0 {
 		m.show(func() error { return m.o.Out.Event(render.NewListen(l, e, m.clock)) })
+	}
+}
+
+func (g *gate) Incident(in *timeline.Incident) {
+	if g.tuple(in.Netns, in.Local, in.Remote) {
+		g.engine.Incident(in)
 	}
 }
 

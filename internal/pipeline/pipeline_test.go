@@ -67,6 +67,8 @@ func (f *fake) Stop() {
 
 func (f *fake) Snapshot(int, func(*event.Event)) error { return nil }
 
+func (f *fake) Folded(int64) ([]event.Event, error) { return nil, nil }
+
 func (f *fake) Stats() (tracer.Stats, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -15,13 +15,32 @@ import (
 
 type bpfAuditCounts struct {
 	_     structs.HostLayout
-	Count [5]uint64
+	Count [26]uint64
+}
+
+type bpfBindArgs struct {
+	_    structs.HostLayout
+	Fd   uint32
+	Addr struct {
+		_      structs.HostLayout
+		Family uint16
+		Port   uint16
+		V4     uint32
+		V6     [16]uint8
+	}
 }
 
 type bpfCidr struct {
 	_    structs.HostLayout
 	Addr [4]uint32
 	Mask [4]uint32
+}
+
+type bpfGetPortArgs struct {
+	_    structs.HostLayout
+	Sk   uint64
+	Port uint32
+	Pad  uint32
 }
 
 type bpfListenArgs struct {
@@ -51,18 +70,55 @@ type bpfNotes struct {
 	TimeWaitState uint32
 	KillerFlags   uint32
 	KilledRequest uint64
+	EnteredSock   uint64
+	CookieNetns   uint64
+}
+
+type bpfRate struct {
+	_      structs.HostLayout
+	Window uint64
+	Told   uint64
 }
 
 type bpfTcptraceAudit uint32
 
 const (
-	bpfTcptraceAuditAUDIT_LISTEN_OVERFLOWS bpfTcptraceAudit = 0
-	bpfTcptraceAuditAUDIT_LISTEN_DROPS     bpfTcptraceAudit = 1
-	bpfTcptraceAuditAUDIT_OUT_RSTS         bpfTcptraceAudit = 2
-	bpfTcptraceAuditAUDIT_ESTAB_RESETS     bpfTcptraceAudit = 3
-	bpfTcptraceAuditAUDIT_ATTEMPT_FAILS    bpfTcptraceAudit = 4
-	bpfTcptraceAuditAUDIT_COUNTERS         bpfTcptraceAudit = 5
+	bpfTcptraceAuditAUDIT_LISTEN_OVERFLOWS  bpfTcptraceAudit = 0
+	bpfTcptraceAuditAUDIT_LISTEN_DROPS      bpfTcptraceAudit = 1
+	bpfTcptraceAuditAUDIT_OUT_RSTS          bpfTcptraceAudit = 2
+	bpfTcptraceAuditAUDIT_ESTAB_RESETS      bpfTcptraceAudit = 3
+	bpfTcptraceAuditAUDIT_ATTEMPT_FAILS     bpfTcptraceAudit = 4
+	bpfTcptraceAuditAUDIT_ACTIVE_OPENS      bpfTcptraceAudit = 5
+	bpfTcptraceAuditAUDIT_PASSIVE_OPENS     bpfTcptraceAudit = 6
+	bpfTcptraceAuditAUDIT_RETRANS_SEGS      bpfTcptraceAudit = 7
+	bpfTcptraceAuditAUDIT_SYN_RETRANS       bpfTcptraceAudit = 8
+	bpfTcptraceAuditAUDIT_TIMEOUTS          bpfTcptraceAudit = 9
+	bpfTcptraceAuditAUDIT_REQQ_FULL_DROP    bpfTcptraceAudit = 10
+	bpfTcptraceAuditAUDIT_REQQ_FULL_COOKIES bpfTcptraceAudit = 11
+	bpfTcptraceAuditAUDIT_COOKIES_SENT      bpfTcptraceAudit = 12
+	bpfTcptraceAuditAUDIT_COOKIES_RECV      bpfTcptraceAudit = 13
+	bpfTcptraceAuditAUDIT_COOKIES_FAILED    bpfTcptraceAudit = 14
+	bpfTcptraceAuditAUDIT_EMBRYONIC_RSTS    bpfTcptraceAudit = 15
+	bpfTcptraceAuditAUDIT_ABORT_ON_TIMEOUT  bpfTcptraceAudit = 16
+	bpfTcptraceAuditAUDIT_ABORT_ON_CLOSE    bpfTcptraceAudit = 17
+	bpfTcptraceAuditAUDIT_ABORT_ON_DATA     bpfTcptraceAudit = 18
+	bpfTcptraceAuditAUDIT_ABORT_ON_LINGER   bpfTcptraceAudit = 19
+	bpfTcptraceAuditAUDIT_ABORT_ON_MEMORY   bpfTcptraceAudit = 20
+	bpfTcptraceAuditAUDIT_TW_OVERFLOW       bpfTcptraceAudit = 21
+	bpfTcptraceAuditAUDIT_TW_RECYCLED       bpfTcptraceAudit = 22
+	bpfTcptraceAuditAUDIT_KEEPALIVE         bpfTcptraceAudit = 23
+	bpfTcptraceAuditAUDIT_WIN_PROBE         bpfTcptraceAudit = 24
+	bpfTcptraceAuditAUDIT_PAWS_ESTAB        bpfTcptraceAudit = 25
+	bpfTcptraceAuditAUDIT_COUNTERS          bpfTcptraceAudit = 26
 )
+
+type bpfTcptraceDrop struct {
+	_        structs.HostLayout
+	Location uint64
+	TcpFlags uint8
+	Out      uint8
+	Pad      [22]uint8
+}
 
 type bpfTcptraceEvent struct {
 	_          structs.HostLayout
@@ -107,6 +163,21 @@ const (
 	bpfTcptraceFlagFLAG_ACKED         bpfTcptraceFlag = 32768
 )
 
+type bpfTcptraceFoldKey struct {
+	_         structs.HostLayout
+	Listener  uint64
+	Netns     uint32
+	Reason    uint32
+	Local     [16]uint8
+	LocalPort uint16
+	Flags     uint16
+	Kind      uint8
+	TcpFlags  uint8
+	Out       uint8
+	Pad       [5]uint8
+	_         [4]byte
+}
+
 type bpfTcptraceKind uint32
 
 const (
@@ -125,6 +196,11 @@ const (
 	bpfTcptraceKindKIND_RST_RECEIVED    bpfTcptraceKind = 12
 	bpfTcptraceKindKIND_REQUEST_ABORTED bpfTcptraceKind = 13
 	bpfTcptraceKindKIND_SNAPSHOT        bpfTcptraceKind = 14
+	bpfTcptraceKindKIND_BIND_FAILED     bpfTcptraceKind = 15
+	bpfTcptraceKindKIND_PROBE           bpfTcptraceKind = 16
+	bpfTcptraceKindKIND_DROPPED         bpfTcptraceKind = 17
+	bpfTcptraceKindKIND_MEMORY          bpfTcptraceKind = 18
+	bpfTcptraceKindKIND_TW_OVERFLOW     bpfTcptraceKind = 19
 )
 
 type bpfTcptraceListener struct {
@@ -161,6 +237,14 @@ type bpfTcptraceSocket struct {
 	KeepaliveProbes    uint32
 	Idle               uint32
 	NetnsKeepaliveTime uint32
+	SentIdle           uint32
+	Left               uint32
+	SndWnd             uint32
+	RcvWnd             uint32
+	ProbesOut          uint8
+	Retransmits        uint8
+	Minisocket         uint8
+	Pad                [5]uint8
 }
 
 type bpfTcptraceTraffic struct {
@@ -178,18 +262,28 @@ type bpfTcptraceTraffic struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapAudit               = "audit"
+	bpfMapBinding             = "binding"
 	bpfMapEvents              = "events"
+	bpfMapFolded              = "folded"
+	bpfMapGettingPort         = "getting_port"
 	bpfMapListeners           = "listeners"
 	bpfMapListening           = "listening"
 	bpfMapLost                = "lost"
+	bpfMapRates               = "rates"
 	bpfMapScratch             = "scratch"
 	bpfMapTold                = "told"
 	bpfProgFeActiveReset      = "fe_active_reset"
 	bpfProgFeCheckReq         = "fe_check_req"
 	bpfProgFeConnRequest      = "fe_conn_request"
+	bpfProgFeCookieV4         = "fe_cookie_v4"
+	bpfProgFeCookieV4Check    = "fe_cookie_v4_check"
+	bpfProgFeCookieV6         = "fe_cookie_v6"
+	bpfProgFeCookieV6Check    = "fe_cookie_v6_check"
+	bpfProgFeProbe            = "fe_probe"
 	bpfProgFeReqskDrop        = "fe_reqsk_drop"
 	bpfProgFeRto              = "fe_rto"
 	bpfProgFeShutdown         = "fe_shutdown"
+	bpfProgFeSynackTimeout    = "fe_synack_timeout"
 	bpfProgFeTimeWait         = "fe_time_wait"
 	bpfProgFeV4SendReset      = "fe_v4_send_reset"
 	bpfProgFeV4SynRecvSock    = "fe_v4_syn_recv_sock"
@@ -197,28 +291,55 @@ const (
 	bpfProgFeV6SynRecvSock    = "fe_v6_syn_recv_sock"
 	bpfProgFxAccept           = "fx_accept"
 	bpfProgFxAcceptTwin       = "fx_accept_twin"
+	bpfProgFxCheckOom         = "fx_check_oom"
+	bpfProgFxCookieV4Checked  = "fx_cookie_v4_checked"
+	bpfProgFxCookieV6Checked  = "fx_cookie_v6_checked"
+	bpfProgFxGetPort          = "fx_get_port"
 	bpfProgFxListen           = "fx_listen"
+	bpfProgFxTwskAlloc        = "fx_twsk_alloc"
+	bpfProgFxTwskUnique       = "fx_twsk_unique"
 	bpfProgIterTcp            = "iter_tcp"
 	bpfProgKpActiveReset      = "kp_active_reset"
+	bpfProgKpCheckOom         = "kp_check_oom"
 	bpfProgKpCheckReq         = "kp_check_req"
 	bpfProgKpConnRequest      = "kp_conn_request"
+	bpfProgKpCookieV4         = "kp_cookie_v4"
+	bpfProgKpCookieV4Check    = "kp_cookie_v4_check"
+	bpfProgKpCookieV6         = "kp_cookie_v6"
+	bpfProgKpCookieV6Check    = "kp_cookie_v6_check"
+	bpfProgKpGetPort          = "kp_get_port"
 	bpfProgKpListen           = "kp_listen"
+	bpfProgKpProbe            = "kp_probe"
 	bpfProgKpReqskDrop        = "kp_reqsk_drop"
 	bpfProgKpRto              = "kp_rto"
 	bpfProgKpShutdown         = "kp_shutdown"
+	bpfProgKpSynackTimeout    = "kp_synack_timeout"
 	bpfProgKpTimeWait         = "kp_time_wait"
+	bpfProgKpTwskAlloc        = "kp_twsk_alloc"
+	bpfProgKpTwskUnique       = "kp_twsk_unique"
 	bpfProgKpV4SendReset      = "kp_v4_send_reset"
 	bpfProgKpV4SynRecvSock    = "kp_v4_syn_recv_sock"
 	bpfProgKpV6SendReset      = "kp_v6_send_reset"
 	bpfProgKpV6SynRecvSock    = "kp_v6_syn_recv_sock"
 	bpfProgKrAccept           = "kr_accept"
+	bpfProgKrCheckOom         = "kr_check_oom"
+	bpfProgKrCookieV4Checked  = "kr_cookie_v4_checked"
+	bpfProgKrCookieV6Checked  = "kr_cookie_v6_checked"
+	bpfProgKrGetPort          = "kr_get_port"
 	bpfProgKrListen           = "kr_listen"
+	bpfProgKrTwskAlloc        = "kr_twsk_alloc"
+	bpfProgKrTwskUnique       = "kr_twsk_unique"
+	bpfProgSysEnterBind       = "sys_enter_bind"
 	bpfProgSysEnterListen     = "sys_enter_listen"
 	bpfProgSysEnterShutdown   = "sys_enter_shutdown"
 	bpfProgSysExitAccept      = "sys_exit_accept"
 	bpfProgSysExitAccept4     = "sys_exit_accept4"
+	bpfProgSysExitBind        = "sys_exit_bind"
 	bpfProgSysExitListen      = "sys_exit_listen"
 	bpfProgTpConsumeSkb       = "tp_consume_skb"
+	bpfProgTpDrop             = "tp_drop"
+	bpfProgTpDropPlace        = "tp_drop_place"
+	bpfProgTpDropRx           = "tp_drop_rx"
 	bpfProgTpKfreeSkb         = "tp_kfree_skb"
 	bpfProgTpReceiveReset     = "tp_receive_reset"
 	bpfProgTpRetransmit       = "tp_retransmit"
@@ -228,6 +349,9 @@ const (
 	bpfProgTpState            = "tp_state"
 	bpfProgTpStateTwin        = "tp_state_twin"
 	bpfVarAcceptNargs         = "accept_nargs"
+	bpfVarCookieCheckNargs    = "cookie_check_nargs"
+	bpfVarDropPaws            = "drop_paws"
+	bpfVarDropWanted          = "drop_wanted"
 	bpfVarEmptyPrograms       = "empty_programs"
 	bpfVarExported            = "exported"
 	bpfVarFilterAddr          = "filter_addr"
@@ -246,6 +370,11 @@ const (
 	bpfVarHaveTimeWaitHook    = "have_time_wait_hook"
 	bpfVarHaveTwins           = "have_twins"
 	bpfVarInferAckOverflow    = "infer_ack_overflow"
+	bpfVarNfHookEnd           = "nf_hook_end"
+	bpfVarNfHookStart         = "nf_hook_start"
+	bpfVarRstOnClose          = "rst_on_close"
+	bpfVarRstOnData           = "rst_on_data"
+	bpfVarRstOnLinger         = "rst_on_linger"
 	bpfVarSynQueueFullAtLimit = "syn_queue_full_at_limit"
 	bpfVarWakeupBytes         = "wakeup_bytes"
 )
@@ -295,9 +424,15 @@ type bpfProgramSpecs struct {
 	FeActiveReset      *ebpf.ProgramSpec `ebpf:"fe_active_reset"`
 	FeCheckReq         *ebpf.ProgramSpec `ebpf:"fe_check_req"`
 	FeConnRequest      *ebpf.ProgramSpec `ebpf:"fe_conn_request"`
+	FeCookieV4         *ebpf.ProgramSpec `ebpf:"fe_cookie_v4"`
+	FeCookieV4Check    *ebpf.ProgramSpec `ebpf:"fe_cookie_v4_check"`
+	FeCookieV6         *ebpf.ProgramSpec `ebpf:"fe_cookie_v6"`
+	FeCookieV6Check    *ebpf.ProgramSpec `ebpf:"fe_cookie_v6_check"`
+	FeProbe            *ebpf.ProgramSpec `ebpf:"fe_probe"`
 	FeReqskDrop        *ebpf.ProgramSpec `ebpf:"fe_reqsk_drop"`
 	FeRto              *ebpf.ProgramSpec `ebpf:"fe_rto"`
 	FeShutdown         *ebpf.ProgramSpec `ebpf:"fe_shutdown"`
+	FeSynackTimeout    *ebpf.ProgramSpec `ebpf:"fe_synack_timeout"`
 	FeTimeWait         *ebpf.ProgramSpec `ebpf:"fe_time_wait"`
 	FeV4SendReset      *ebpf.ProgramSpec `ebpf:"fe_v4_send_reset"`
 	FeV4SynRecvSock    *ebpf.ProgramSpec `ebpf:"fe_v4_syn_recv_sock"`
@@ -305,28 +440,55 @@ type bpfProgramSpecs struct {
 	FeV6SynRecvSock    *ebpf.ProgramSpec `ebpf:"fe_v6_syn_recv_sock"`
 	FxAccept           *ebpf.ProgramSpec `ebpf:"fx_accept"`
 	FxAcceptTwin       *ebpf.ProgramSpec `ebpf:"fx_accept_twin"`
+	FxCheckOom         *ebpf.ProgramSpec `ebpf:"fx_check_oom"`
+	FxCookieV4Checked  *ebpf.ProgramSpec `ebpf:"fx_cookie_v4_checked"`
+	FxCookieV6Checked  *ebpf.ProgramSpec `ebpf:"fx_cookie_v6_checked"`
+	FxGetPort          *ebpf.ProgramSpec `ebpf:"fx_get_port"`
 	FxListen           *ebpf.ProgramSpec `ebpf:"fx_listen"`
+	FxTwskAlloc        *ebpf.ProgramSpec `ebpf:"fx_twsk_alloc"`
+	FxTwskUnique       *ebpf.ProgramSpec `ebpf:"fx_twsk_unique"`
 	IterTcp            *ebpf.ProgramSpec `ebpf:"iter_tcp"`
 	KpActiveReset      *ebpf.ProgramSpec `ebpf:"kp_active_reset"`
+	KpCheckOom         *ebpf.ProgramSpec `ebpf:"kp_check_oom"`
 	KpCheckReq         *ebpf.ProgramSpec `ebpf:"kp_check_req"`
 	KpConnRequest      *ebpf.ProgramSpec `ebpf:"kp_conn_request"`
+	KpCookieV4         *ebpf.ProgramSpec `ebpf:"kp_cookie_v4"`
+	KpCookieV4Check    *ebpf.ProgramSpec `ebpf:"kp_cookie_v4_check"`
+	KpCookieV6         *ebpf.ProgramSpec `ebpf:"kp_cookie_v6"`
+	KpCookieV6Check    *ebpf.ProgramSpec `ebpf:"kp_cookie_v6_check"`
+	KpGetPort          *ebpf.ProgramSpec `ebpf:"kp_get_port"`
 	KpListen           *ebpf.ProgramSpec `ebpf:"kp_listen"`
+	KpProbe            *ebpf.ProgramSpec `ebpf:"kp_probe"`
 	KpReqskDrop        *ebpf.ProgramSpec `ebpf:"kp_reqsk_drop"`
 	KpRto              *ebpf.ProgramSpec `ebpf:"kp_rto"`
 	KpShutdown         *ebpf.ProgramSpec `ebpf:"kp_shutdown"`
+	KpSynackTimeout    *ebpf.ProgramSpec `ebpf:"kp_synack_timeout"`
 	KpTimeWait         *ebpf.ProgramSpec `ebpf:"kp_time_wait"`
+	KpTwskAlloc        *ebpf.ProgramSpec `ebpf:"kp_twsk_alloc"`
+	KpTwskUnique       *ebpf.ProgramSpec `ebpf:"kp_twsk_unique"`
 	KpV4SendReset      *ebpf.ProgramSpec `ebpf:"kp_v4_send_reset"`
 	KpV4SynRecvSock    *ebpf.ProgramSpec `ebpf:"kp_v4_syn_recv_sock"`
 	KpV6SendReset      *ebpf.ProgramSpec `ebpf:"kp_v6_send_reset"`
 	KpV6SynRecvSock    *ebpf.ProgramSpec `ebpf:"kp_v6_syn_recv_sock"`
 	KrAccept           *ebpf.ProgramSpec `ebpf:"kr_accept"`
+	KrCheckOom         *ebpf.ProgramSpec `ebpf:"kr_check_oom"`
+	KrCookieV4Checked  *ebpf.ProgramSpec `ebpf:"kr_cookie_v4_checked"`
+	KrCookieV6Checked  *ebpf.ProgramSpec `ebpf:"kr_cookie_v6_checked"`
+	KrGetPort          *ebpf.ProgramSpec `ebpf:"kr_get_port"`
 	KrListen           *ebpf.ProgramSpec `ebpf:"kr_listen"`
+	KrTwskAlloc        *ebpf.ProgramSpec `ebpf:"kr_twsk_alloc"`
+	KrTwskUnique       *ebpf.ProgramSpec `ebpf:"kr_twsk_unique"`
+	SysEnterBind       *ebpf.ProgramSpec `ebpf:"sys_enter_bind"`
 	SysEnterListen     *ebpf.ProgramSpec `ebpf:"sys_enter_listen"`
 	SysEnterShutdown   *ebpf.ProgramSpec `ebpf:"sys_enter_shutdown"`
 	SysExitAccept      *ebpf.ProgramSpec `ebpf:"sys_exit_accept"`
 	SysExitAccept4     *ebpf.ProgramSpec `ebpf:"sys_exit_accept4"`
+	SysExitBind        *ebpf.ProgramSpec `ebpf:"sys_exit_bind"`
 	SysExitListen      *ebpf.ProgramSpec `ebpf:"sys_exit_listen"`
 	TpConsumeSkb       *ebpf.ProgramSpec `ebpf:"tp_consume_skb"`
+	TpDrop             *ebpf.ProgramSpec `ebpf:"tp_drop"`
+	TpDropPlace        *ebpf.ProgramSpec `ebpf:"tp_drop_place"`
+	TpDropRx           *ebpf.ProgramSpec `ebpf:"tp_drop_rx"`
 	TpKfreeSkb         *ebpf.ProgramSpec `ebpf:"tp_kfree_skb"`
 	TpReceiveReset     *ebpf.ProgramSpec `ebpf:"tp_receive_reset"`
 	TpRetransmit       *ebpf.ProgramSpec `ebpf:"tp_retransmit"`
@@ -341,13 +503,17 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Audit     *ebpf.MapSpec `ebpf:"audit"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Listening *ebpf.MapSpec `ebpf:"listening"`
-	Lost      *ebpf.MapSpec `ebpf:"lost"`
-	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
-	Told      *ebpf.MapSpec `ebpf:"told"`
+	Audit       *ebpf.MapSpec `ebpf:"audit"`
+	Binding     *ebpf.MapSpec `ebpf:"binding"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
+	Folded      *ebpf.MapSpec `ebpf:"folded"`
+	GettingPort *ebpf.MapSpec `ebpf:"getting_port"`
+	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
+	Listening   *ebpf.MapSpec `ebpf:"listening"`
+	Lost        *ebpf.MapSpec `ebpf:"lost"`
+	Rates       *ebpf.MapSpec `ebpf:"rates"`
+	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
+	Told        *ebpf.MapSpec `ebpf:"told"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -355,6 +521,9 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	AcceptNargs         *ebpf.VariableSpec `ebpf:"accept_nargs"`
+	CookieCheckNargs    *ebpf.VariableSpec `ebpf:"cookie_check_nargs"`
+	DropPaws            *ebpf.VariableSpec `ebpf:"drop_paws"`
+	DropWanted          *ebpf.VariableSpec `ebpf:"drop_wanted"`
 	EmptyPrograms       *ebpf.VariableSpec `ebpf:"empty_programs"`
 	Exported            *ebpf.VariableSpec `ebpf:"exported"`
 	FilterAddr          *ebpf.VariableSpec `ebpf:"filter_addr"`
@@ -373,6 +542,11 @@ type bpfVariableSpecs struct {
 	HaveTimeWaitHook    *ebpf.VariableSpec `ebpf:"have_time_wait_hook"`
 	HaveTwins           *ebpf.VariableSpec `ebpf:"have_twins"`
 	InferAckOverflow    *ebpf.VariableSpec `ebpf:"infer_ack_overflow"`
+	NfHookEnd           *ebpf.VariableSpec `ebpf:"nf_hook_end"`
+	NfHookStart         *ebpf.VariableSpec `ebpf:"nf_hook_start"`
+	RstOnClose          *ebpf.VariableSpec `ebpf:"rst_on_close"`
+	RstOnData           *ebpf.VariableSpec `ebpf:"rst_on_data"`
+	RstOnLinger         *ebpf.VariableSpec `ebpf:"rst_on_linger"`
 	SynQueueFullAtLimit *ebpf.VariableSpec `ebpf:"syn_queue_full_at_limit"`
 	WakeupBytes         *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
@@ -397,22 +571,30 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Audit     *ebpf.Map `ebpf:"audit"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Listening *ebpf.Map `ebpf:"listening"`
-	Lost      *ebpf.Map `ebpf:"lost"`
-	Scratch   *ebpf.Map `ebpf:"scratch"`
-	Told      *ebpf.Map `ebpf:"told"`
+	Audit       *ebpf.Map `ebpf:"audit"`
+	Binding     *ebpf.Map `ebpf:"binding"`
+	Events      *ebpf.Map `ebpf:"events"`
+	Folded      *ebpf.Map `ebpf:"folded"`
+	GettingPort *ebpf.Map `ebpf:"getting_port"`
+	Listeners   *ebpf.Map `ebpf:"listeners"`
+	Listening   *ebpf.Map `ebpf:"listening"`
+	Lost        *ebpf.Map `ebpf:"lost"`
+	Rates       *ebpf.Map `ebpf:"rates"`
+	Scratch     *ebpf.Map `ebpf:"scratch"`
+	Told        *ebpf.Map `ebpf:"told"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Audit,
+		m.Binding,
 		m.Events,
+		m.Folded,
+		m.GettingPort,
 		m.Listeners,
 		m.Listening,
 		m.Lost,
+		m.Rates,
 		m.Scratch,
 		m.Told,
 	)
@@ -423,6 +605,9 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	AcceptNargs         *ebpf.Variable `ebpf:"accept_nargs"`
+	CookieCheckNargs    *ebpf.Variable `ebpf:"cookie_check_nargs"`
+	DropPaws            *ebpf.Variable `ebpf:"drop_paws"`
+	DropWanted          *ebpf.Variable `ebpf:"drop_wanted"`
 	EmptyPrograms       *ebpf.Variable `ebpf:"empty_programs"`
 	Exported            *ebpf.Variable `ebpf:"exported"`
 	FilterAddr          *ebpf.Variable `ebpf:"filter_addr"`
@@ -441,6 +626,11 @@ type bpfVariables struct {
 	HaveTimeWaitHook    *ebpf.Variable `ebpf:"have_time_wait_hook"`
 	HaveTwins           *ebpf.Variable `ebpf:"have_twins"`
 	InferAckOverflow    *ebpf.Variable `ebpf:"infer_ack_overflow"`
+	NfHookEnd           *ebpf.Variable `ebpf:"nf_hook_end"`
+	NfHookStart         *ebpf.Variable `ebpf:"nf_hook_start"`
+	RstOnClose          *ebpf.Variable `ebpf:"rst_on_close"`
+	RstOnData           *ebpf.Variable `ebpf:"rst_on_data"`
+	RstOnLinger         *ebpf.Variable `ebpf:"rst_on_linger"`
 	SynQueueFullAtLimit *ebpf.Variable `ebpf:"syn_queue_full_at_limit"`
 	WakeupBytes         *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
@@ -452,9 +642,15 @@ type bpfPrograms struct {
 	FeActiveReset      *ebpf.Program `ebpf:"fe_active_reset"`
 	FeCheckReq         *ebpf.Program `ebpf:"fe_check_req"`
 	FeConnRequest      *ebpf.Program `ebpf:"fe_conn_request"`
+	FeCookieV4         *ebpf.Program `ebpf:"fe_cookie_v4"`
+	FeCookieV4Check    *ebpf.Program `ebpf:"fe_cookie_v4_check"`
+	FeCookieV6         *ebpf.Program `ebpf:"fe_cookie_v6"`
+	FeCookieV6Check    *ebpf.Program `ebpf:"fe_cookie_v6_check"`
+	FeProbe            *ebpf.Program `ebpf:"fe_probe"`
 	FeReqskDrop        *ebpf.Program `ebpf:"fe_reqsk_drop"`
 	FeRto              *ebpf.Program `ebpf:"fe_rto"`
 	FeShutdown         *ebpf.Program `ebpf:"fe_shutdown"`
+	FeSynackTimeout    *ebpf.Program `ebpf:"fe_synack_timeout"`
 	FeTimeWait         *ebpf.Program `ebpf:"fe_time_wait"`
 	FeV4SendReset      *ebpf.Program `ebpf:"fe_v4_send_reset"`
 	FeV4SynRecvSock    *ebpf.Program `ebpf:"fe_v4_syn_recv_sock"`
@@ -462,28 +658,55 @@ type bpfPrograms struct {
 	FeV6SynRecvSock    *ebpf.Program `ebpf:"fe_v6_syn_recv_sock"`
 	FxAccept           *ebpf.Program `ebpf:"fx_accept"`
 	FxAcceptTwin       *ebpf.Program `ebpf:"fx_accept_twin"`
+	FxCheckOom         *ebpf.Program `ebpf:"fx_check_oom"`
+	FxCookieV4Checked  *ebpf.Program `ebpf:"fx_cookie_v4_checked"`
+	FxCookieV6Checked  *ebpf.Program `ebpf:"fx_cookie_v6_checked"`
+	FxGetPort          *ebpf.Program `ebpf:"fx_get_port"`
 	FxListen           *ebpf.Program `ebpf:"fx_listen"`
+	FxTwskAlloc        *ebpf.Program `ebpf:"fx_twsk_alloc"`
+	FxTwskUnique       *ebpf.Program `ebpf:"fx_twsk_unique"`
 	IterTcp            *ebpf.Program `ebpf:"iter_tcp"`
 	KpActiveReset      *ebpf.Program `ebpf:"kp_active_reset"`
+	KpCheckOom         *ebpf.Program `ebpf:"kp_check_oom"`
 	KpCheckReq         *ebpf.Program `ebpf:"kp_check_req"`
 	KpConnRequest      *ebpf.Program `ebpf:"kp_conn_request"`
+	KpCookieV4         *ebpf.Program `ebpf:"kp_cookie_v4"`
+	KpCookieV4Check    *ebpf.Program `ebpf:"kp_cookie_v4_check"`
+	KpCookieV6         *ebpf.Program `ebpf:"kp_cookie_v6"`
+	KpCookieV6Check    *ebpf.Program `ebpf:"kp_cookie_v6_check"`
+	KpGetPort          *ebpf.Program `ebpf:"kp_get_port"`
 	KpListen           *ebpf.Program `ebpf:"kp_listen"`
+	KpProbe            *ebpf.Program `ebpf:"kp_probe"`
 	KpReqskDrop        *ebpf.Program `ebpf:"kp_reqsk_drop"`
 	KpRto              *ebpf.Program `ebpf:"kp_rto"`
 	KpShutdown         *ebpf.Program `ebpf:"kp_shutdown"`
+	KpSynackTimeout    *ebpf.Program `ebpf:"kp_synack_timeout"`
 	KpTimeWait         *ebpf.Program `ebpf:"kp_time_wait"`
+	KpTwskAlloc        *ebpf.Program `ebpf:"kp_twsk_alloc"`
+	KpTwskUnique       *ebpf.Program `ebpf:"kp_twsk_unique"`
 	KpV4SendReset      *ebpf.Program `ebpf:"kp_v4_send_reset"`
 	KpV4SynRecvSock    *ebpf.Program `ebpf:"kp_v4_syn_recv_sock"`
 	KpV6SendReset      *ebpf.Program `ebpf:"kp_v6_send_reset"`
 	KpV6SynRecvSock    *ebpf.Program `ebpf:"kp_v6_syn_recv_sock"`
 	KrAccept           *ebpf.Program `ebpf:"kr_accept"`
+	KrCheckOom         *ebpf.Program `ebpf:"kr_check_oom"`
+	KrCookieV4Checked  *ebpf.Program `ebpf:"kr_cookie_v4_checked"`
+	KrCookieV6Checked  *ebpf.Program `ebpf:"kr_cookie_v6_checked"`
+	KrGetPort          *ebpf.Program `ebpf:"kr_get_port"`
 	KrListen           *ebpf.Program `ebpf:"kr_listen"`
+	KrTwskAlloc        *ebpf.Program `ebpf:"kr_twsk_alloc"`
+	KrTwskUnique       *ebpf.Program `ebpf:"kr_twsk_unique"`
+	SysEnterBind       *ebpf.Program `ebpf:"sys_enter_bind"`
 	SysEnterListen     *ebpf.Program `ebpf:"sys_enter_listen"`
 	SysEnterShutdown   *ebpf.Program `ebpf:"sys_enter_shutdown"`
 	SysExitAccept      *ebpf.Program `ebpf:"sys_exit_accept"`
 	SysExitAccept4     *ebpf.Program `ebpf:"sys_exit_accept4"`
+	SysExitBind        *ebpf.Program `ebpf:"sys_exit_bind"`
 	SysExitListen      *ebpf.Program `ebpf:"sys_exit_listen"`
 	TpConsumeSkb       *ebpf.Program `ebpf:"tp_consume_skb"`
+	TpDrop             *ebpf.Program `ebpf:"tp_drop"`
+	TpDropPlace        *ebpf.Program `ebpf:"tp_drop_place"`
+	TpDropRx           *ebpf.Program `ebpf:"tp_drop_rx"`
 	TpKfreeSkb         *ebpf.Program `ebpf:"tp_kfree_skb"`
 	TpReceiveReset     *ebpf.Program `ebpf:"tp_receive_reset"`
 	TpRetransmit       *ebpf.Program `ebpf:"tp_retransmit"`
@@ -499,9 +722,15 @@ func (p *bpfPrograms) Close() error {
 		p.FeActiveReset,
 		p.FeCheckReq,
 		p.FeConnRequest,
+		p.FeCookieV4,
+		p.FeCookieV4Check,
+		p.FeCookieV6,
+		p.FeCookieV6Check,
+		p.FeProbe,
 		p.FeReqskDrop,
 		p.FeRto,
 		p.FeShutdown,
+		p.FeSynackTimeout,
 		p.FeTimeWait,
 		p.FeV4SendReset,
 		p.FeV4SynRecvSock,
@@ -509,28 +738,55 @@ func (p *bpfPrograms) Close() error {
 		p.FeV6SynRecvSock,
 		p.FxAccept,
 		p.FxAcceptTwin,
+		p.FxCheckOom,
+		p.FxCookieV4Checked,
+		p.FxCookieV6Checked,
+		p.FxGetPort,
 		p.FxListen,
+		p.FxTwskAlloc,
+		p.FxTwskUnique,
 		p.IterTcp,
 		p.KpActiveReset,
+		p.KpCheckOom,
 		p.KpCheckReq,
 		p.KpConnRequest,
+		p.KpCookieV4,
+		p.KpCookieV4Check,
+		p.KpCookieV6,
+		p.KpCookieV6Check,
+		p.KpGetPort,
 		p.KpListen,
+		p.KpProbe,
 		p.KpReqskDrop,
 		p.KpRto,
 		p.KpShutdown,
+		p.KpSynackTimeout,
 		p.KpTimeWait,
+		p.KpTwskAlloc,
+		p.KpTwskUnique,
 		p.KpV4SendReset,
 		p.KpV4SynRecvSock,
 		p.KpV6SendReset,
 		p.KpV6SynRecvSock,
 		p.KrAccept,
+		p.KrCheckOom,
+		p.KrCookieV4Checked,
+		p.KrCookieV6Checked,
+		p.KrGetPort,
 		p.KrListen,
+		p.KrTwskAlloc,
+		p.KrTwskUnique,
+		p.SysEnterBind,
 		p.SysEnterListen,
 		p.SysEnterShutdown,
 		p.SysExitAccept,
 		p.SysExitAccept4,
+		p.SysExitBind,
 		p.SysExitListen,
 		p.TpConsumeSkb,
+		p.TpDrop,
+		p.TpDropPlace,
+		p.TpDropRx,
 		p.TpKfreeSkb,
 		p.TpReceiveReset,
 		p.TpRetransmit,

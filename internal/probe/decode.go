@@ -18,20 +18,27 @@ const (
 var ErrBadRecord = errors.New("malformed event record")
 
 // decode fills e from a record of the ring. It keeps no reference to b and
-// does not allocate. All fields of e are overwritten.
-func decode(b []byte, e *event.Event) error {
+// does not allocate. All fields of e are overwritten. location is the address
+// that e.Where is the name of, 0 if there is none.
+func decode(b []byte, e *event.Event) (location uint64, err error) {
 	if len(b) < eventSize {
-		return ErrBadRecord
+		return 0, ErrBadRecord
 	}
 	var r bpfTcptraceEvent
 	// The record may lie at any address: copy before looking at fields.
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), eventSize), b)
-	return r.to(e)
+	if err := r.to(e); err != nil {
+		return 0, err
+	}
+	if e.Kind == event.KindSegmentDropped {
+		location = (*bpfTcptraceDrop)(unsafe.Pointer(&r.T)).Location
+	}
+	return location, nil
 }
 
 func (r *bpfTcptraceEvent) to(e *event.Event) error {
 	k := event.Kind(r.Kind)
-	if k == event.KindNone || k > event.KindSnapshot || r.OldState > uint8(event.StateNewSynRecv) || r.NewState > uint8(event.StateNewSynRecv) {
+	if !k.Known() || r.OldState > uint8(event.StateNewSynRecv) || r.NewState > uint8(event.StateNewSynRecv) {
 		return ErrBadRecord
 	}
 	*e = event.Event{
@@ -53,7 +60,11 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 	if e.New != event.StateListen || k == event.KindSYNDropped || k == event.KindSYNQueueFull || k == event.KindRSTSent {
 		e.Remote = netip.AddrPortFrom(netip.AddrFrom16(r.Remote).Unmap(), r.RemotePort)
 	}
-	if hasListener(e) {
+	switch {
+	case k == event.KindSegmentDropped:
+		d := (*bpfTcptraceDrop)(unsafe.Pointer(&r.T))
+		e.TCPFlags, e.Out = d.TcpFlags, d.Out != 0
+	case hasListener(e):
 		l := (*bpfTcptraceListener)(unsafe.Pointer(&r.T))
 		e.Listener = event.Listener{
 			ID:              l.Listener,
@@ -67,7 +78,7 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 			Attempt:         l.Attempt,
 			SYNACKRetries:   l.SynackRetries,
 		}
-	} else {
+	default:
 		e.Traffic = event.Traffic{
 			BytesSent:     r.T.BytesSent,
 			BytesReceived: r.T.BytesReceived,
@@ -76,6 +87,9 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 			Unread:        r.T.Unread,
 			Unacked:       r.T.Unacked,
 		}
+	}
+	if k == event.KindRSTSent && e.Has(event.FlagNoSocket) {
+		e.TCPFlags, e.Attempt = e.Attempt, 0
 	}
 	return nil
 }
@@ -108,11 +122,19 @@ func decodeSocket(b []byte, hz *uint32, e *event.Event) error {
 	if *hz == 0 && s.NetnsKeepaliveTime != 0 {
 		*hz = tickRate(s.NetnsKeepaliveTime)
 	}
-	inv := &event.Inventory{Inode: s.Inode, UID: s.Uid, KeepaliveProbes: s.KeepaliveProbes, Idle: -1}
+	inv := &event.Inventory{
+		Inode: s.Inode, UID: s.Uid, KeepaliveProbes: s.KeepaliveProbes,
+		SendWindow: s.SndWnd, ReceiveWindow: s.RcvWnd, Probes: s.ProbesOut, Retransmits: s.Retransmits,
+		Minisocket: s.Minisocket != 0, Idle: -1, SentIdle: -1, Left: -1,
+	}
 	if *hz != 0 && s.NetnsKeepaliveTime != 0 {
 		inv.KeepaliveTime = jiffies(s.KeepaliveTime, *hz)
 		inv.KeepaliveInterval = jiffies(s.KeepaliveIntvl, *hz)
 		inv.Idle = jiffies(s.Idle, *hz)
+		inv.SentIdle = jiffies(s.SentIdle, *hz)
+	}
+	if *hz != 0 && inv.Minisocket {
+		inv.Left = max(0, jiffies(uint32(max(int32(s.Left), 0)), *hz))
 	}
 	e.Inventory = inv
 	return nil

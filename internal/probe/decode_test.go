@@ -30,6 +30,12 @@ func TestSharedNumbers(t *testing.T) {
 		bpfTcptraceKindKIND_RST_RECEIVED:    event.KindRSTReceived,
 		bpfTcptraceKindKIND_REQUEST_ABORTED: event.KindRequestAborted,
 		bpfTcptraceKindKIND_SNAPSHOT:        event.KindSnapshot,
+
+		bpfTcptraceKindKIND_BIND_FAILED: event.KindBindFailed,
+		bpfTcptraceKindKIND_PROBE:       event.KindProbe,
+		bpfTcptraceKindKIND_DROPPED:     event.KindSegmentDropped,
+		bpfTcptraceKindKIND_MEMORY:      event.KindMemory,
+		bpfTcptraceKindKIND_TW_OVERFLOW: event.KindTimeWaitOverflow,
 	}
 	require.Len(t, kinds, int(event.KindSnapshot)+1)
 	for c, g := range kinds {
@@ -56,7 +62,7 @@ func TestSharedNumbers(t *testing.T) {
 		assert.EqualValues(t, c, g)
 	}
 	assert.Equal(t, 128, eventSize)
-	assert.Equal(t, 160, socketSize)
+	assert.Equal(t, 184, socketSize)
 	assert.Len(t, auditNames, int(bpfTcptraceAuditAUDIT_COUNTERS))
 }
 
@@ -76,7 +82,8 @@ func TestDecode(t *testing.T) {
 	}
 	copy(r.Comm[:], "nginx")
 	var e event.Event
-	require.NoError(t, decode(record(&r), &e))
+	_, err := decode(record(&r), &e)
+	require.NoError(t, err)
 	assert.Equal(t, event.Event{
 		Time: 7, Sock: 42, Netns: 4026531840, PID: 812, Kind: event.KindState,
 		Old: event.StateSynRecv, New: event.StateEstablished,
@@ -94,7 +101,8 @@ func TestDecodeListener(t *testing.T) {
 		Listener: 1, QueueLen: 2, QueueLimit: 3, SynQueueLen: 4, Somaxconn: 5, Backlog: 6, AbortOnOverflow: 1, Syncookies: 2, Attempt: 7, SynackRetries: 8,
 	}
 	var e event.Event
-	require.NoError(t, decode(record(&r), &e))
+	_, err := decode(record(&r), &e)
+	require.NoError(t, err)
 	assert.Equal(t, event.Listener{
 		ID: 1, QueueLen: 2, QueueLimit: 3, SYNQueueLen: 4, Somaxconn: 5, Backlog: 6, AbortOnOverflow: true, SYNCookies: 2, Attempt: 7, SYNACKRetries: 8,
 	}, e.Listener)
@@ -108,7 +116,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var e event.Event
-		if err := decode(b, &e); err == nil {
+		if _, err := decode(b, &e); err == nil {
 			assert.NotEqual(t, event.KindNone, e.Kind)
 			assert.LessOrEqual(t, e.Kind, event.KindSnapshot)
 			assert.LessOrEqual(t, e.New, event.StateNewSynRecv)

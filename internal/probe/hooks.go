@@ -167,6 +167,83 @@ var hooks = []hook{
 		},
 	},
 	{
+		name:    "inet_csk_get_port",
+		gives:   "bind() and listen() that fail because the port is taken",
+		unknown: "bind() that fails because the port is taken",
+		ways: []way{
+			fentry("fx_get_port", "inet_csk_get_port"),
+			kprobe("kp_get_port", "inet_csk_get_port").and(kprobe("kr_get_port", "inet_csk_get_port")),
+			tp("sys_exit_bind", "syscalls/sys_exit_bind").and(tp("sys_enter_bind", "syscalls/sys_enter_bind")).
+				seesOnly("bind() through io_uring, and listen() that fails because the port is taken"),
+		},
+	},
+	{
+		name:    "kfree_skb",
+		gives:   "segments that this host drops before TCP makes use of them, with the kernel's reason",
+		unknown: "segments that this host drops (netfilter and others), and those refused by PAWS",
+		ways: []way{
+			tp("tp_drop_rx", "kfree_skb").when(dropSocket),
+			tp("tp_drop", "kfree_skb").when(dropReason),
+			tp("tp_drop_place", "kfree_skb").when(dropPlace).
+				seesOnly("why a segment is dropped (this kernel gives no reason), unless netfilter does it; PAWS among others"),
+		},
+	},
+	{
+		name:    "tcp_xmit_probe_skb",
+		gives:   "keepalive and zero-window probes",
+		unknown: "keepalive and zero-window probes as they are sent; the socket's own count is seen at its end and in snapshots",
+		ways:    []way{fentry("fe_probe", "tcp_xmit_probe_skb"), kprobe("kp_probe", "tcp_xmit_probe_skb")},
+	},
+	{
+		name:    "tcp_check_oom",
+		gives:   "sockets killed for want of TCP memory or because of too many orphans",
+		unknown: "sockets killed for want of memory, unless the kernel gives that as the reason of their RST",
+		ways: []way{
+			fentry("fx_check_oom", "tcp_check_oom"),
+			kprobe("kp_check_oom", "tcp_check_oom").and(kprobe("kr_check_oom", "tcp_check_oom")),
+		},
+	},
+	{
+		name:    "inet_twsk_alloc",
+		gives:   "TIME_WAIT cut short by tcp_max_tw_buckets",
+		unknown: "TIME_WAIT cut short by tcp_max_tw_buckets",
+		ways: []way{
+			fentry("fx_twsk_alloc", "inet_twsk_alloc"),
+			kprobe("kp_twsk_alloc", "inet_twsk_alloc").and(kprobe("kr_twsk_alloc", "inet_twsk_alloc")),
+		},
+	},
+	{
+		name:  "tcp_twsk_unique",
+		gives: "ports in TIME_WAIT that connect() uses again (a counter)",
+		ways: []way{
+			fentry("fx_twsk_unique", "tcp_twsk_unique"),
+			kprobe("kp_twsk_unique", "tcp_twsk_unique").and(kprobe("kr_twsk_unique", "tcp_twsk_unique")),
+		},
+	},
+	{
+		name:  "tcp_syn_ack_timeout",
+		gives: "expiries of the SYN-ACK's timer (a counter)",
+		ways:  []way{fentry("fe_synack_timeout", "tcp_syn_ack_timeout"), kprobe("kp_synack_timeout", "tcp_syn_ack_timeout")},
+	},
+	{
+		name:  "cookie_init_sequence",
+		gives: "SYN cookies sent (a counter)",
+		ways: []way{
+			fentry("fe_cookie_v4", "cookie_v4_init_sequence").and(fentry("fe_cookie_v6", "cookie_v6_init_sequence")),
+			kprobe("kp_cookie_v4", "cookie_v4_init_sequence").and(kprobe("kp_cookie_v6", "cookie_v6_init_sequence")),
+		},
+	},
+	{
+		name:  "cookie_check",
+		gives: "SYN cookies that came back, good or bad (counters)",
+		ways: []way{
+			fentry("fe_cookie_v4_check", "cookie_v4_check").and(fentry("fx_cookie_v4_checked", "__cookie_v4_check")).
+				and(fentry("fe_cookie_v6_check", "cookie_v6_check")).and(fentry("fx_cookie_v6_checked", "__cookie_v6_check")),
+			kprobe("kp_cookie_v4_check", "cookie_v4_check").and(kprobe("kr_cookie_v4_checked", "__cookie_v4_check")).
+				and(kprobe("kp_cookie_v6_check", "cookie_v6_check")).and(kprobe("kr_cookie_v6_checked", "__cookie_v6_check")),
+		},
+	},
+	{
 		name: "tcp_send_reset", mandatory: true, concludes: true,
 		gives:   "every RST sent, with the kernel's reason where it has one",
 		unknown: "the kernel's reason for a RST it sends",
@@ -247,6 +324,29 @@ func overflowReason(k *kernel) error {
 	return nil
 }
 
+// kfree_skb has a reason since 5.17, and the socket that the segment was for
+// since 6.11.
+func dropReason(k *kernel) error {
+	if k.tpArgs("kfree_skb") < 3 || len(k.enum("skb_drop_reason")) == 0 {
+		return errors.New("kfree_skb gives no reason on this kernel")
+	}
+	return nil
+}
+
+func dropSocket(k *kernel) error {
+	if k.tpArgs("kfree_skb") < 4 {
+		return errors.New("kfree_skb does not name the socket on this kernel")
+	}
+	return dropReason(k)
+}
+
+func dropPlace(k *kernel) error {
+	if k.nfHook.start == 0 {
+		return errors.New("the place of netfilter's drops (nf_hook_slow in /proc/kallsyms) can't be read")
+	}
+	return nil
+}
+
 // cookies says whether tracing programs can ask for a socket's cookie.
 func (k *kernel) cookies() bool { return k.hasFunc("bpf_get_socket_ptr_cookie") }
 
@@ -255,6 +355,7 @@ type kernel struct {
 	spec    *btf.Spec
 	cache   *btf.Cache
 	release string
+	nfHook  symbol // where netfilter drops, looked up where kfree_skb has no reason
 	// refused remembers a way that this kernel refuses as a whole.
 	refused map[string]error
 }
@@ -314,6 +415,43 @@ func (k *kernel) rstReasons() map[uint32]string {
 		}
 	}
 	return m
+}
+
+// dropReasons are the kernel's names of enum skb_drop_reason by number, without
+// their common prefix.
+func (k *kernel) dropReasons() map[uint32]string {
+	m := map[uint32]string{}
+	for name, v := range k.enum("skb_drop_reason") {
+		if n := strings.TrimPrefix(name, "SKB_DROP_REASON_"); n != name && v < 256 && n != "MAX" {
+			m[uint32(v)] = n
+		}
+	}
+	return m
+}
+
+// toldDrops are the reasons that mean: this host dropped a segment before its
+// TCP made use of it. What TCP itself sorts out in healthy traffic (old data,
+// segments out of order), what is answered by RST, and congestion at a queue
+// (QDISC_DROP) are none of these.
+var toldDrops = []string{
+	"NETFILTER_DROP", "SOCKET_FILTER", "XFRM_POLICY", "BPF_CGROUP_EGRESS", "TC_EGRESS", "TC_INGRESS", "XDP",
+	"IP_RPFILTER", "IP_INNOROUTES", "IP_OUTNOROUTES", "IP_INVALID_SOURCE", "IP_LOCAL_SOURCE", "IP_LOCALNET", "IP_INVALID_DEST",
+	"IP_CSUM", "IP_INHDR", "TCP_CSUM", "TCP_FLAGS", "TCP_MINTTL",
+	"TCP_MD5NOTFOUND", "TCP_MD5UNEXPECTED", "TCP_MD5FAILURE", "TCP_AONOTFOUND", "TCP_AOUNEXPECTED", "TCP_AOKEYNOTFOUND", "TCP_AOFAILURE",
+	"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM",
+	"NEIGH_CREATEFAIL", "NEIGH_FAILED", "NEIGH_QUEUEFULL", "NEIGH_DEAD",
+	"TCP_RFC7323_PAWS", "TCP_RFC7323_PAWS_ACK", "TCP_RFC7323_TW_PAWS", "TCP_RFC7323_TSECR",
+}
+
+// wantedDrops has a bit for each of toldDrops.
+func (k *kernel) wantedDrops() (bits [4]uint64) {
+	reasons := k.enum("skb_drop_reason")
+	for _, name := range toldDrops {
+		if v, ok := reasons["SKB_DROP_REASON_"+name]; ok && v < 256 {
+			bits[v/64] |= 1 << (v % 64)
+		}
+	}
+	return bits
 }
 
 // present says whether the targets of a way exist, by BTF for functions and

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"os"
 	"strconv"
@@ -71,6 +72,9 @@ type Probe struct {
 	stopped bool
 
 	inventory sync.Mutex // one iteration at a time
+
+	symbols symbols
+	folded  map[bpfTcptraceFoldKey]uint64 // told so far
 
 	bad uint64 // records that could not be decoded; guarded by mu
 }
@@ -180,6 +184,9 @@ func (p *Probe) load(k *kernel, o Options) error {
 		p.caps.Unknowable = append(p.caps.Unknowable, fmt.Sprintf("sockets that are older than the start (%v)", noInventory))
 	}
 
+	if err := p.makeRoomToFold(); err != nil {
+		return err
+	}
 	p.reader, err = ringbuf.NewReader(p.maps["events"])
 	if err != nil {
 		return fmt.Errorf("opening the ring buffer: %w", err)
@@ -235,6 +242,22 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 		nargs = 4
 	}
 	major, minor := version(k.release)
+	cookieArgs := k.args("__cookie_v4_check")
+	if cookieArgs < 0 {
+		cookieArgs = 2
+	}
+	if k.tpArgs("kfree_skb") == 2 {
+		var err error
+		if k.nfHook, err = lookUpSymbol("nf_hook_slow"); err != nil {
+			o.Log.Debug("looking for the place of netfilter's drops", zap.Error(err))
+		}
+	}
+	number := func(enum, name string) uint32 {
+		if v, ok := k.enum(enum)[name]; ok {
+			return uint32(v)
+		}
+		return math.MaxUint32
+	}
 	vars := map[string]any{
 		"have_cookie":     cookie,
 		"have_rst_reason": k.tpArgs("tcp_send_reset") >= 3,
@@ -243,6 +266,14 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 		// BTF does not show this change, made between 5.10 and 6.1.
 		"syn_queue_full_at_limit": major < 5 || major == 5 && minor <= 10,
 		"accept_nargs":            uint32(nargs),
+		"cookie_check_nargs":      uint32(cookieArgs),
+		"rst_on_close":            number("sk_rst_reason", "SK_RST_REASON_TCP_ABORT_ON_CLOSE"),
+		"rst_on_data":             number("sk_rst_reason", "SK_RST_REASON_TCP_ABORT_ON_DATA"),
+		"rst_on_linger":           number("sk_rst_reason", "SK_RST_REASON_TCP_ABORT_ON_LINGER"),
+		"drop_paws":               number("skb_drop_reason", "SKB_DROP_REASON_TCP_RFC7323_PAWS"),
+		"drop_wanted":             k.wantedDrops(),
+		"nf_hook_start":           k.nfHook.start,
+		"nf_hook_end":             k.nfHook.end,
 		"wakeup_bytes":            uint32(o.RingSize / 4),
 		"empty_programs":          o.Empty,
 	}
@@ -475,11 +506,20 @@ func capabilities(k *kernel, state []event.Hook, partial map[string]string, cook
 		count[h.Via]++
 	}
 	c := event.Capabilities{
-		Kernel:     k.release,
-		Identity:   event.IdentityAddress,
-		Hooks:      state,
-		Unknowable: unknowable(state, partial),
-		RSTReasons: k.rstReasons(),
+		Kernel:      k.release,
+		Identity:    event.IdentityAddress,
+		Hooks:       state,
+		Unknowable:  unknowable(state, partial),
+		RSTReasons:  k.rstReasons(),
+		DropReasons: k.dropReasons(),
+
+		HasRequestAborts:    via["tcp_check_req"] != viaNone,
+		HasBindFailures:     via["inet_csk_get_port"] != viaNone,
+		HasProbes:           via["tcp_xmit_probe_skb"] != viaNone,
+		HasDrops:            via["kfree_skb"] != viaNone,
+		HasDropReasons:      via["kfree_skb"] != viaNone && k.tpArgs("kfree_skb") >= 3,
+		HasMemory:           via["tcp_check_oom"] != viaNone,
+		HasTimeWaitOverflow: via["inet_twsk_alloc"] != viaNone,
 
 		HasAccept:     via["inet_csk_accept"] != viaNone,
 		HasSYNDrops:   via["tcp_conn_request"] != viaNone,
@@ -531,11 +571,15 @@ func (p *Probe) Read(batch []event.Event, timeout time.Duration) (n int, err err
 		if err != nil {
 			return n, fmt.Errorf("reading the ring buffer: %w", err)
 		}
-		if decode(p.rec.RawSample, &batch[n]) != nil {
+		location, err := decode(p.rec.RawSample, &batch[n])
+		if err != nil {
 			p.mu.Lock()
 			p.bad++
 			p.mu.Unlock()
 			continue
+		}
+		if location != 0 {
+			batch[n].Where = p.symbols.name(location)
 		}
 		n++
 	}
@@ -659,6 +703,28 @@ var auditNames = [...]string{
 	bpfTcptraceAuditAUDIT_OUT_RSTS:         "OutRsts",
 	bpfTcptraceAuditAUDIT_ESTAB_RESETS:     "EstabResets",
 	bpfTcptraceAuditAUDIT_ATTEMPT_FAILS:    "AttemptFails",
+
+	bpfTcptraceAuditAUDIT_ACTIVE_OPENS:      "ActiveOpens",
+	bpfTcptraceAuditAUDIT_PASSIVE_OPENS:     "PassiveOpens",
+	bpfTcptraceAuditAUDIT_RETRANS_SEGS:      "RetransSegs",
+	bpfTcptraceAuditAUDIT_SYN_RETRANS:       "TCPSynRetrans",
+	bpfTcptraceAuditAUDIT_TIMEOUTS:          "TCPTimeouts",
+	bpfTcptraceAuditAUDIT_REQQ_FULL_DROP:    "TCPReqQFullDrop",
+	bpfTcptraceAuditAUDIT_REQQ_FULL_COOKIES: "TCPReqQFullDoCookies",
+	bpfTcptraceAuditAUDIT_COOKIES_SENT:      "SyncookiesSent",
+	bpfTcptraceAuditAUDIT_COOKIES_RECV:      "SyncookiesRecv",
+	bpfTcptraceAuditAUDIT_COOKIES_FAILED:    "SyncookiesFailed",
+	bpfTcptraceAuditAUDIT_EMBRYONIC_RSTS:    "EmbryonicRsts",
+	bpfTcptraceAuditAUDIT_ABORT_ON_TIMEOUT:  "TCPAbortOnTimeout",
+	bpfTcptraceAuditAUDIT_ABORT_ON_CLOSE:    "TCPAbortOnClose",
+	bpfTcptraceAuditAUDIT_ABORT_ON_DATA:     "TCPAbortOnData",
+	bpfTcptraceAuditAUDIT_ABORT_ON_LINGER:   "TCPAbortOnLinger",
+	bpfTcptraceAuditAUDIT_ABORT_ON_MEMORY:   "TCPAbortOnMemory",
+	bpfTcptraceAuditAUDIT_TW_OVERFLOW:       "TCPTimeWaitOverflow",
+	bpfTcptraceAuditAUDIT_TW_RECYCLED:       "TWRecycled",
+	bpfTcptraceAuditAUDIT_KEEPALIVE:         "TCPKeepAlive",
+	bpfTcptraceAuditAUDIT_WIN_PROBE:         "TCPWinProbe",
+	bpfTcptraceAuditAUDIT_PAWS_ESTAB:        "PAWSEstab",
 }
 
 // Stats reads the counters of the programs.

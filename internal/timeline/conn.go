@@ -91,7 +91,7 @@ const inlineEntries = 3
 // Conn is one end of a TCP connection on this host, from the first SYN (or
 // from when it was first seen) to the end.
 //
-// It is laid out to stay within 224 bytes, an allocation size class: its
+// It is laid out to stay within 240 bytes, an allocation size class: its
 // facts are read through methods.
 type Conn struct {
 	sock    uint64
@@ -109,6 +109,11 @@ type Conn struct {
 	older, newer        *Conn
 	more                *[]Entry // all entries, once they are more than fit inline
 	inline              [inlineEntries]Entry
+
+	// Of the newest snapshot: when it was, and when the last segment had been
+	// received by then.
+	snapshot int64
+	silent   int64
 
 	bytesSent     uint64
 	bytesReceived uint64
@@ -136,6 +141,10 @@ type extra struct {
 	closer   *process       // who closed it, where that is not the owner
 	progress int64          // when a snapshot last saw data move in CLOSE_WAIT
 	reason   string         // the kernel's name for why it sent the RST
+	where    string         // the kernel's function that last dropped a segment
+	drop     string         // and why
+	shut     bool           // the peer's window was shut, with data waiting, in the newest snapshot
+	probes   uint8          // without an answer, in the newest snapshot
 }
 
 // ID identifies the connection in the output: 16 hex digits, the same on a
@@ -255,6 +264,41 @@ func (c *Conn) ResetReason() string {
 		return ""
 	}
 	return c.extra.reason
+}
+
+// DropWhere is the kernel's function that last dropped a segment of the
+// connection, "" unknown.
+func (c *Conn) DropWhere() string {
+	if c.extra == nil {
+		return ""
+	}
+	return c.extra.where
+}
+
+// DropReasonName is the kernel's name for why it dropped the segment of e, such
+// as "NETFILTER_DROP"; "" where it gives none.
+func (c *Conn) DropReasonName(e *Entry) string {
+	if c.extra == nil || e.Kind != EntrySegmentDropped || e.DropReason() == 0 {
+		return ""
+	}
+	return c.extra.drop
+}
+
+// SnapshotAt is when a snapshot last showed the connection, 0 if none did.
+func (c *Conn) SnapshotAt() int64 { return c.snapshot }
+
+// SilentSince is when the last segment had been received as the newest
+// snapshot showed the connection. ok is false where none did, or did not say.
+func (c *Conn) SilentSince() (at int64, ok bool) { return c.silent, c.silent != 0 }
+
+// Window tells whether the peer's receive window was shut, with data waiting
+// here, when a snapshot last showed the connection, and how many probes had
+// gone without an answer (keepalive probes too).
+func (c *Conn) Window() (shut bool, probes int) {
+	if c.extra == nil {
+		return false, 0
+	}
+	return c.extra.shut, int(c.extra.probes)
 }
 
 // Facts are those of the listener when its full accept queue last made it drop

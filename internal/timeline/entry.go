@@ -35,6 +35,10 @@ const (
 	EntryGone                                 // a snapshot no longer found the socket
 	EntryExpired                              // no final ACK came until the last SYN-ACK's timer had passed
 	EntryForgotten                            // no further SYN came after the dropped one
+	EntryKeepaliveProbe                       // the silent peer was asked whether it is there
+	EntryZeroWindow                           // the peer's shut window was probed
+	EntrySegmentDropped                       // this host dropped a segment
+	EntryMemory                               // the kernel killed the socket for want of memory
 	entryKinds
 )
 
@@ -62,6 +66,10 @@ var entryNames = [entryKinds]string{
 	EntryGone:                "closed",
 	EntryExpired:             "dropped",
 	EntryForgotten:           "dropped",
+	EntryKeepaliveProbe:      "keepalive-probe",
+	EntryZeroWindow:          "zero-window",
+	EntrySegmentDropped:      "dropped",
+	EntryMemory:              "error",
 }
 
 // String returns the name used in the output.
@@ -77,7 +85,18 @@ func (k EntryKind) String() string {
 func (k EntryKind) repeats() bool {
 	switch k {
 	case EntrySYNRetransmitted, EntrySYNACKRetransmitted, EntryRequestDropped, EntryRetransmitted, EntryRTO,
-		EntryRSTReceived, EntryOverflowAnswered, EntryShutdownCalled, EntryListen:
+		EntryRSTReceived, EntryOverflowAnswered, EntryShutdownCalled, EntryListen,
+		EntryKeepaliveProbe, EntryZeroWindow, EntrySegmentDropped:
+		return true
+	}
+	return false
+}
+
+// numbered reports whether repetitions of this kind carry the kernel's own
+// number, of which the newest counts.
+func (k EntryKind) numbered() bool {
+	switch k {
+	case EntrySYNACKRetransmitted, EntryRetransmitted, EntryRTO, EntryKeepaliveProbe, EntryZeroWindow:
 		return true
 	}
 	return false
@@ -98,10 +117,12 @@ type Entry struct {
 const (
 	argSpan = 1<<24 - 1
 
-	// EntryClosed, EntryConnectFailed, EntryFINSent: an errno in the low 16
-	// bits, SYN retransmissions in the high 8, and (some also EntryState)
-	// EntryConnectFailed: an errno in the low 8 bits, how often the SYN may be
-	// sent again in the next 8, else as before
+	// EntryClosed, EntryConnectFailed, EntryFINSent, some also EntryState: these
+	// bits, an errno in the low 8, and
+	// of EntryConnectFailed how often the SYN may be sent again in the next 8,
+	// SYN retransmissions in the high 8;
+	// of EntryClosed expiries of the retransmission timer in a row in the next
+	// 8, probes without an answer in the high 8
 	argProcess    = 1 << 16 // a process did it by system call
 	argLingerZero = 1 << 17 // SO_LINGER with a timeout of 0
 	argNoPort     = 1 << 18 // there was no local port
@@ -141,13 +162,52 @@ func (e *Entry) Since(a *Entry) time.Duration { return time.Duration(e.At - a.At
 // Err is the errno of EntryClosed and EntryConnectFailed, 0 for none.
 func (e *Entry) Err() uint16 {
 	switch e.Kind {
-	case EntryClosed:
-		return uint16(e.Arg)
-	case EntryConnectFailed:
+	case EntryClosed, EntryConnectFailed:
 		return uint16(e.Arg & 0xff)
 	}
 	return 0
 }
+
+// Probes is how many keepalive or window probes had gone without an answer:
+// of EntryKeepaliveProbe and EntryZeroWindow this one included, at least Count;
+// of EntryClosed at the end.
+func (e *Entry) Probes() int {
+	switch e.Kind {
+	case EntryKeepaliveProbe, EntryZeroWindow:
+		return max(int(e.Arg>>24), int(e.Count))
+	case EntryClosed:
+		return int(e.Arg >> 24)
+	}
+	return 0
+}
+
+// Backoff is how often in a row the retransmission timer had expired without
+// an answer, the most: of EntryRetransmitted, EntryRTO and EntryClosed.
+func (e *Entry) Backoff() int {
+	switch e.Kind {
+	case EntryRetransmitted, EntryRTO:
+		return int(e.Arg >> 24)
+	case EntryClosed:
+		return int(e.Arg >> 8 & 0xff)
+	}
+	return 0
+}
+
+// DropReason is enum skb_drop_reason of EntrySegmentDropped, 0 where the
+// kernel gives none; see Capabilities.DropReasons for its name.
+func (e *Entry) DropReason() uint32 {
+	if e.Kind == EntrySegmentDropped {
+		return e.Arg >> 24
+	}
+	return 0
+}
+
+// Outbound reports whether the segment of EntrySegmentDropped was on its way
+// out.
+func (e *Entry) Outbound() bool { return e.Kind == EntrySegmentDropped && e.states&outbound != 0 }
+
+// outbound stands where other entries have the old state.
+const outbound = 1 << 4
 
 // SYNRetries is how often the SYN of EntryConnectFailed was allowed to be sent
 // again, 0 unknown.
@@ -216,9 +276,10 @@ func (e *Entry) Attempt() int {
 
 // Reason is enum sk_rst_reason of EntryRSTSent, 0 where the kernel names none;
 // of EntryRequestAborted the TCP flags of the segment that killed the request,
-// 0 unknown.
+// 0 unknown; of EntryMemory 1 for too many orphans, 0 for these or want of
+// TCP memory.
 func (e *Entry) Reason() uint32 {
-	if e.Kind == EntryRSTSent || e.Kind == EntryRequestAborted {
+	if e.Kind == EntryRSTSent || e.Kind == EntryRequestAborted || e.Kind == EntryMemory {
 		return e.Arg &^ argMinisocket
 	}
 	return 0
@@ -302,7 +363,7 @@ func (c *Conn) fold(pos int, e Entry) (x *Entry, known bool) {
 		if x.Kind != e.Kind || x.states != e.states {
 			return false
 		}
-		return e.Kind == EntrySYNACKRetransmitted || x.Arg&^argSpan == e.Arg&^argSpan
+		return e.Kind.numbered() || x.Arg&^argSpan == e.Arg&^argSpan
 	}
 	for i := pos - 1; i >= 0 && c.At(i).Kind.repeats(); i-- {
 		if same(c.At(i)) {
@@ -321,8 +382,8 @@ func (c *Conn) fold(pos int, e Entry) (x *Entry, known bool) {
 		return nil, true // the same twice
 	}
 	span := clampSpan((e.At - x.At) / int64(time.Millisecond))
-	if e.Kind == EntrySYNACKRetransmitted {
-		if n := e.Arg >> 24; n != 0 && n == x.Arg>>24 {
+	if e.Kind.numbered() {
+		if n := e.Arg >> 24; e.Kind == EntrySYNACKRetransmitted && n != 0 && n == x.Arg>>24 {
 			return nil, true
 		}
 		x.Arg = max(x.Arg>>24, e.Arg>>24)<<24 | x.Arg&argSpan

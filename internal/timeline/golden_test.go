@@ -22,8 +22,13 @@ type printer struct {
 	conns []*timeline.Conn
 }
 
-func (p *printer) Entry(c *timeline.Conn, e *timeline.Entry)        {}
-func (p *printer) Changed(c *timeline.Conn)                         {}
+func (p *printer) Entry(c *timeline.Conn, e *timeline.Entry) {}
+func (p *printer) Changed(c *timeline.Conn)                  {}
+
+func (p *printer) Incident(in *timeline.Incident) {
+	fmt.Fprintf(p, "incident %d %v %v %v x%d reason=%d flags=%#x seg=%#x %s\n",
+		in.Kind, time.Duration(in.At-timelinetest.Start), in.Local, in.Remote, in.Count, in.Reason, in.Flags, in.TCPFlags, in.Owner.Name())
+}
 func (p *printer) Namespace(ns event.Namespace)                     {}
 func (p *printer) Tick(now int64, t *timeline.Tracker)              {}
 func (p *printer) Listener(l *timeline.Listener, e *timeline.Entry) {}

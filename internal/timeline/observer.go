@@ -19,6 +19,8 @@ type Observer interface {
 	// Listener reports that something happened on a listening socket:
 	// EntryListen, or EntryState when it was found, opened or closed.
 	Listener(l *Listener, e *Entry)
+	// Incident reports what belongs to no connection. It must not be kept.
+	Incident(in *Incident)
 	// Namespace passes on the facts of a network namespace.
 	Namespace(ns event.Namespace)
 	// Tick reports that time has come to now, after everything due by then
@@ -50,6 +52,12 @@ func (o Observers) Ended(c *Conn) {
 func (o Observers) Listener(l *Listener, e *Entry) {
 	for _, x := range o {
 		x.Listener(l, e)
+	}
+}
+
+func (o Observers) Incident(in *Incident) {
+	for _, x := range o {
+		x.Incident(in)
 	}
 }
 

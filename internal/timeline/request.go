@@ -140,8 +140,8 @@ func (t *Tracker) requestAborted(e *event.Event) {
 	if c == nil {
 		c = t.byAddresses(e, func(c *Conn) bool { return c.Phase() == PhaseRequest && (c.sock == 0 || t.address) })
 	}
+	t.incident(e, IncidentRequestAborted)
 	if c == nil || c.Phase() == PhaseSocket {
-		t.stats.Unmatched++
 		return
 	}
 	t.update(c, e)

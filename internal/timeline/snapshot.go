@@ -16,6 +16,7 @@ func (t *Tracker) BeginSnapshot(netns uint32, now int64) {
 	if n := t.space(netns); n != nil {
 		n.inRound = true
 		n.roundAt = now
+		n.round = new(inventory)
 	}
 }
 
@@ -30,6 +31,8 @@ func (t *Tracker) EndSnapshot(netns uint32, now int64) {
 	n.inRound = false
 	n.synced = true
 	n.snapshotAt = n.roundAt
+	n.round.at = n.roundAt
+	n.newest, n.round = n.round, nil
 	for _, l := range slices.Clone(t.lisOrder) {
 		if l.Netns == netns && l.Closed == 0 && l.seen < n.roundAt {
 			t.closeListener(l, n.roundAt)
@@ -105,16 +108,17 @@ func (t *Tracker) snapshot(e *event.Event) {
 	if e.Inventory != nil {
 		inv = *e.Inventory
 	}
-	switch e.New {
-	case event.StateListen:
+	if e.New == event.StateListen {
 		t.listenerFound(e)
 		return
+	}
+	t.count(e, &inv)
+	switch e.New {
 	case event.StateUnknown, event.StateClose, event.StateTimeWait, event.StateNewSynRecv:
 		return // TIME_WAIT and requests: not a socket
-	case event.StateFinWait2:
-		if inv.Inode == 0 && !e.Has(event.FlagDead) {
-			return // a minisocket, too
-		}
+	}
+	if inv.Minisocket {
+		return
 	}
 	c := t.bySock.find(e.Sock)
 	if c != nil {
@@ -145,6 +149,14 @@ func (t *Tracker) snapshot(e *event.Event) {
 		c.ext().progress = e.Time
 	}
 	t.update(c, e)
+	c.snapshot = e.Time
+	if inv.Idle >= 0 {
+		c.silent = max(1, e.Time-int64(inv.Idle))
+	}
+	if shut := inv.SendWindow == 0 && e.Traffic.Unacked > 0 && e.New != event.StateSynSent; shut || inv.Probes > 0 || c.extra != nil {
+		x := c.ext()
+		x.shut, x.probes = shut, inv.Probes
+	}
 	c.flags |= flagFound
 	if inv.Inode != 0 {
 		c.flags |= flagAccepted

@@ -61,7 +61,7 @@ func (t *Tracker) transition(e *event.Event) {
 		}
 		t.add(c, e, kind, arg)
 	case EntryClosed:
-		arg |= uint32(e.Err)
+		arg |= uint32(e.Err)&0xff | min(e.Reason, 0xff)<<8 | uint32(e.Attempt)<<24
 		if e.Has(event.FlagLingerZero) {
 			arg |= argLingerZero
 		}
@@ -243,12 +243,20 @@ func (t *Tracker) happened(e *event.Event) {
 		if e.New == event.StateSynSent {
 			t.add(c, e, EntrySYNRetransmitted, 0)
 		} else {
-			t.add(c, e, EntryRetransmitted, 0)
+			t.add(c, e, EntryRetransmitted, uint32(e.Attempt)<<24)
 		}
 	case event.KindRTO:
 		if e.New != event.StateSynSent { // there the retransmission tells it
-			t.add(c, e, EntryRTO, 0)
+			t.add(c, e, EntryRTO, uint32(e.Attempt)<<24)
 		}
+	case event.KindProbe:
+		kind := EntryKeepaliveProbe
+		if e.Reason == 2 {
+			kind = EntryZeroWindow
+		}
+		t.add(c, e, kind, min(uint32(e.Attempt)+1, 0xff)<<24)
+	case event.KindMemory:
+		t.add(c, e, EntryMemory, e.Reason)
 	case event.KindShutdown:
 		t.add(c, e, EntryShutdownCalled, min(e.Reason, 3)<<24)
 	}
@@ -277,10 +285,31 @@ func (t *Tracker) resetSent(e *event.Event) {
 		return d != nil && c.sock != e.Sock && c.last <= e.Time && e.Time-c.last < int64(time.Second) && c.answered()
 	})
 	if c == nil {
-		t.stats.Unmatched++
+		t.stray(e)
 		return
 	}
 	t.file(c, Entry{At: e.Time, Kind: EntryOverflowAnswered})
+}
+
+// segmentDropped handles a segment that this host dropped, of a connection or
+// of none.
+func (t *Tracker) segmentDropped(e *event.Event) {
+	c := t.find(e)
+	if c == nil && e.Remote.IsValid() {
+		c = t.byAddresses(e, func(c *Conn) bool { return c.Phase() != PhaseEnded || e.Time-c.last < int64(t.o.Grace) })
+	}
+	if c == nil {
+		t.incident(e, IncidentSegmentDropped)
+		return
+	}
+	x := c.ext()
+	x.where, x.drop = e.Where, t.o.Capabilities.DropReasons[e.Reason]
+	entry := Entry{At: e.Time, Kind: EntrySegmentDropped, Arg: min(e.Reason, 0xff) << 24}
+	if e.Out {
+		entry.states |= outbound
+	}
+	c.last = max(c.last, e.Time)
+	t.file(c, entry)
 }
 
 // lateData handles a RST by the minisocket of an orphan in FIN_WAIT2: data came

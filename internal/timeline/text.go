@@ -207,6 +207,27 @@ func (e *Entry) text(c *Conn) string {
 		return "no further SYN seen"
 	case EntryListen:
 		return "listen() called"
+	case EntryKeepaliveProbe:
+		return "keepalive probe sent"
+	case EntryZeroWindow:
+		return "the peer's receive window is shut: probed"
+	case EntrySegmentDropped:
+		s := "segment received and dropped by this host"
+		if e.Outbound() {
+			s = "segment to be sent dropped by this host"
+		}
+		if name := c.DropReasonName(e); name != "" {
+			s += ": " + Printable(name)
+		}
+		if where := c.DropWhere(); where != "" {
+			s += " in " + Printable(where)
+		}
+		return s
+	case EntryMemory:
+		if e.Reason() == 1 {
+			return "killed by the kernel: too many orphans"
+		}
+		return "killed by the kernel: too many orphans, or no TCP memory left"
 	}
 	return ""
 }
@@ -282,6 +303,25 @@ func (e *Entry) Detail(c *Conn) []Detail {
 				how = "close"
 			}
 			put("call", how)
+		}
+	case EntryKeepaliveProbe, EntryZeroWindow:
+		put("probes", int64(e.Probes()))
+	case EntryRTO:
+		put("backoff", int64(e.Backoff()))
+	case EntrySegmentDropped:
+		way := "in"
+		if e.Outbound() {
+			way = "out"
+		}
+		put("direction", way)
+		if r := e.DropReason(); r != 0 {
+			put("reason", int64(r))
+		}
+		if name := c.DropReasonName(e); name != "" {
+			put("reason_name", name)
+		}
+		if where := c.DropWhere(); where != "" {
+			put("where", where)
 		}
 	case EntryShutdownCalled:
 		put("how", int64(e.Arg>>24))

@@ -76,10 +76,12 @@ type ending struct {
 // netns is a network namespace.
 type netns struct {
 	facts      event.Namespace
-	synced     bool  // a snapshot of it was completed
-	inRound    bool  // one is going on
-	roundAt    int64 // when that began
-	snapshotAt int64 // when the newest completed one began
+	synced     bool       // a snapshot of it was completed
+	inRound    bool       // one is going on
+	roundAt    int64      // when that began
+	snapshotAt int64      // when the newest completed one began
+	round      *inventory // being collected
+	newest     *inventory // of the newest completed one, nil if there was none
 	ports      map[uint16][]*Listener
 }
 
@@ -94,6 +96,7 @@ func (nobody) Entry(*Conn, *Entry)        {}
 func (nobody) Changed(*Conn)              {}
 func (nobody) Ended(*Conn)                {}
 func (nobody) Listener(*Listener, *Entry) {}
+func (nobody) Incident(*Incident)         {}
 func (nobody) Namespace(event.Namespace)  {}
 func (nobody) Tick(now int64, t *Tracker) {}
 func orDefault[T int | time.Duration](v, d T) T {
@@ -157,10 +160,19 @@ func (t *Tracker) Handle(e *event.Event) {
 		t.resetSent(e)
 	case event.KindSnapshot:
 		t.snapshot(e)
-	case event.KindRSTReceived, event.KindRetransmit, event.KindRTO, event.KindShutdown:
+	case event.KindRSTReceived, event.KindRetransmit, event.KindRTO, event.KindShutdown, event.KindProbe, event.KindMemory:
 		t.happened(e)
 	case event.KindSYNQueueFull:
-		t.listenerFacts(e)
+		if e.Count == 0 { // a count of many carries no facts
+			t.listenerFacts(e)
+		}
+		t.incident(e, IncidentSYNQueueFull)
+	case event.KindBindFailed:
+		t.incident(e, IncidentBindFailed)
+	case event.KindSegmentDropped:
+		t.segmentDropped(e)
+	case event.KindTimeWaitOverflow:
+		t.incident(e, IncidentTimeWaitOverflow)
 	}
 }
 

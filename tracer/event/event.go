@@ -31,7 +31,17 @@ const (
 	KindRSTReceived    Kind = 12
 	KindRequestAborted Kind = 13 // a half-open request was killed by RST or SYN; Sock = request
 	KindSnapshot       Kind = 14 // a socket that exists now: Inventory is set
+
+	KindBindFailed       Kind = 15 // bind() (Reason 0) or listen() (1) failed, Err EADDRINUSE; Local is what was wanted, port 0 any
+	KindProbe            Kind = 16 // a silent peer was probed: Reason 1 keepalive, 2 zero window; Attempt = probes before it without an answer
+	KindSegmentDropped   Kind = 17 // this host dropped a segment: Reason = enum skb_drop_reason, Where, TCPFlags, Out; Sock where known
+	KindMemory           Kind = 18 // the kernel killed the socket: Reason 1 too many orphans, 0 that or want of TCP memory
+	KindTimeWaitOverflow Kind = 19 // no TIME_WAIT minisocket could be made: tcp_max_tw_buckets, or no memory
+	kinds                     = 20
 )
+
+// Known reports whether k is one of the kinds above.
+func (k Kind) Known() bool { return k > KindNone && k < kinds }
 
 // State is a TCP state with the kernel's number (include/net/tcp_states.h).
 type State uint8
@@ -119,6 +129,13 @@ type Inventory struct {
 	KeepaliveInterval time.Duration
 	KeepaliveProbes   uint32
 	Idle              time.Duration // since the last segment was received; <0 unknown
+	SentIdle          time.Duration // since data was last sent; <0 unknown
+	Left              time.Duration // of a minisocket: until it goes; <0 unknown
+	SendWindow        uint32        // bytes: the peer's window
+	ReceiveWindow     uint32        // bytes: ours
+	Probes            uint8         // keepalive or window probes without an answer
+	Retransmits       uint8         // expiries of the retransmission timer in a row
+	Minisocket        bool          // TIME_WAIT or FIN_WAIT2 of which no socket is left
 }
 
 // Event is one thing that happened to one socket.
@@ -145,13 +162,21 @@ type Event struct {
 	Cgroup uint64 // cgroup v2 id; where FlagProcess
 
 	Err     uint16 // sk_err, an errno
-	Attempt uint8  // KindRetransmit, KindRTO: consecutive timer expiries; SYN_SENT to CLOSE: SYN retransmissions
-	Reason  uint32 // see Kind; SYN_SENT to CLOSE: how often the SYN may be sent again (tcp_syn_retries or TCP_SYNCNT)
+	Attempt uint8  // KindRetransmit, KindRTO: consecutive timer expiries; SYN_SENT to CLOSE: SYN retransmissions; other states to CLOSE: probes without an answer
+	Reason  uint32 // see Kind; SYN_SENT to CLOSE: how often the SYN may be sent again (tcp_syn_retries or TCP_SYNCNT); other states to CLOSE: consecutive timer expiries
+
+	TCPFlags uint8  // KindSegmentDropped: of the segment; KindRSTSent without a socket: of what was answered
+	Out      bool   // KindSegmentDropped: on its way out
+	Where    string // KindSegmentDropped: the kernel's function, "" unknown
+	Count    uint32 // under a flood one event stands for so many (0: one); then it has no Remote
 
 	Traffic   Traffic    // of full sockets
 	Listener  Listener   // of listeners: KindListen, KindSYN*, KindACKOverflow, KindSYNACKRetrans, KindState from or to LISTEN, KindSnapshot in LISTEN
 	Inventory *Inventory // KindSnapshot only
 }
+
+// Times is how many events like this one e stands for, at least 1.
+func (e *Event) Times() uint64 { return uint64(max(e.Count, 1)) }
 
 // Has reports whether all bits of f are set.
 func (e *Event) Has(f Flags) bool { return e.Flags&f == f }
@@ -229,5 +254,14 @@ type Capabilities struct {
 	HasAllRSTSent bool // KindRSTSent includes resets without a full socket
 	HasListenArg  bool // KindListen is seen
 
-	RSTReasons map[uint32]string // enum sk_rst_reason from BTF, e.g. 11: "TCP_ABORT_ON_CLOSE"
+	HasRequestAborts    bool // KindRequestAborted is seen
+	HasBindFailures     bool // KindBindFailed is seen
+	HasProbes           bool // KindProbe is seen
+	HasDrops            bool // KindSegmentDropped is seen, at least for netfilter
+	HasDropReasons      bool // and with the kernel's reason
+	HasMemory           bool // KindMemory is seen
+	HasTimeWaitOverflow bool // KindTimeWaitOverflow is seen
+
+	RSTReasons  map[uint32]string // enum sk_rst_reason from BTF, e.g. 11: "TCP_ABORT_ON_CLOSE"
+	DropReasons map[uint32]string // enum skb_drop_reason from BTF, e.g. 8: "NETFILTER_DROP"
 }

@@ -127,6 +127,12 @@ var kinds = map[string]event.Kind{
 	"rst-received":   event.KindRSTReceived,
 	"aborted":        event.KindRequestAborted,
 	"found":          event.KindSnapshot,
+
+	"bind-failed":        event.KindBindFailed,
+	"probe":              event.KindProbe,
+	"segment-dropped":    event.KindSegmentDropped,
+	"memory":             event.KindMemory,
+	"time-wait-overflow": event.KindTimeWaitOverflow,
 }
 
 var states = map[string]event.State{
@@ -255,7 +261,7 @@ func parseLine(f []string, socks map[string]uint64) (Step, error) {
 	}
 	e := &event.Event{Time: at, Kind: kind, Netns: Netns}
 	if kind == event.KindSnapshot {
-		e.Inventory = &event.Inventory{Inode: 1, Idle: -1}
+		e.Inventory = &event.Inventory{Inode: 1, Idle: -1, SentIdle: -1, Left: -1, SendWindow: 65535, ReceiveWindow: 65535}
 	}
 	addrs := 0
 	for i, w := range f[2:] {
@@ -278,8 +284,15 @@ func parseWord(e *event.Event, w string, addrs *int, socks map[string]uint64) er
 		e.Flags |= fl
 		return nil
 	}
-	if w == "abort" {
+	switch w {
+	case "abort":
 		e.Listener.AbortOnOverflow = true
+		return nil
+	case "out":
+		e.Out = true
+		return nil
+	case "mini": // of a snapshot: a minisocket
+		e.Inventory.Minisocket, e.Inventory.Inode = true, 0
 		return nil
 	}
 	if s, ok := states[w]; ok {
@@ -324,6 +337,34 @@ func parseKey(e *event.Event, key, value string, socks map[string]uint64) error 
 	case "idle":
 		d, err := time.ParseDuration(value)
 		e.Inventory.Idle = d
+		return err
+	case "left":
+		d, err := time.ParseDuration(value)
+		e.Inventory.Left = d
+		return err
+	case "where":
+		e.Where = value
+		return nil
+	case "seg": // TCP flags, such as SA
+		for _, f := range value {
+			i := strings.IndexRune("FSRPA", f)
+			if i < 0 {
+				return fmt.Errorf("unknown TCP flag in %q", value)
+			}
+			e.TCPFlags |= 1 << i
+		}
+		return nil
+	case "wnd":
+		n, err := strconv.ParseUint(value, 10, 32)
+		e.Inventory.SendWindow = uint32(n)
+		return err
+	case "probes":
+		n, err := strconv.ParseUint(value, 10, 8)
+		e.Inventory.Probes = uint8(n)
+		return err
+	case "count":
+		n, err := strconv.ParseUint(value, 10, 32)
+		e.Count = uint32(n)
 		return err
 	case "timers":
 		var a, b, c int

@@ -1,0 +1,251 @@
+package timeline
+
+import (
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// inventory is what a snapshot of one namespace shows beyond connections: how
+// ports are used, and the minisockets, of which there are no connections.
+type inventory struct {
+	at       int64
+	uses     map[netip.AddrPort]*PortUse
+	timeWait int
+	mini     map[uint16]minisocket // one for each local port
+	orphans  map[uint64]*Orphan    // by identity
+}
+
+// Bounds of one inventory. What is beyond them is left out.
+const (
+	maxUses    = 16384
+	maxMini    = 16384
+	maxOrphans = 8192
+)
+
+type minisocket struct {
+	state         event.State
+	local, remote netip.AddrPort
+}
+
+// PortUse counts the sockets towards one remote address and port that are not
+// a listener's, as the newest snapshot of a namespace showed them.
+type PortUse struct {
+	At      int64 // when the snapshot began
+	ByState [13]int
+}
+
+// Total is how many there are in all states.
+func (u *PortUse) Total() int {
+	n := 0
+	for _, x := range u.ByState {
+		n += x
+	}
+	return n
+}
+
+// Orphan is a FIN_WAIT2 minisocket: the process closed, the peer has not.
+type Orphan struct {
+	Since         int64 // when it was left, at the latest
+	SeenAt        int64
+	Local, Remote netip.AddrPort
+	Owner         Owner // who closed it, if that was seen
+}
+
+// Holder is a socket that uses a local port.
+type Holder struct {
+	State         event.State
+	Local, Remote netip.AddrPort
+	Owner         Owner
+	Client        bool // it called connect(), or is on no listener's port
+}
+
+// count takes note of a socket of a snapshot that does not listen.
+func (t *Tracker) count(e *event.Event, inv *event.Inventory) {
+	n := t.netns[e.Netns]
+	if n == nil || n.round == nil || e.New == event.StateNewSynRecv {
+		return
+	}
+	r := n.round
+	if e.New == event.StateTimeWait {
+		r.timeWait++
+	}
+	if l, _ := t.resolve(e.Netns, e.Local); l == nil && e.Remote.IsValid() && int(e.New) < len(PortUse{}.ByState) {
+		u := r.uses[e.Remote]
+		if u == nil && len(r.uses) < maxUses {
+			if r.uses == nil {
+				r.uses = make(map[netip.AddrPort]*PortUse)
+			}
+			u = new(PortUse)
+			r.uses[e.Remote] = u
+		}
+		if u != nil {
+			u.ByState[e.New]++
+		}
+	}
+	if !inv.Minisocket {
+		return
+	}
+	if _, known := r.mini[e.Local.Port()]; !known && len(r.mini) < maxMini {
+		if r.mini == nil {
+			r.mini = make(map[uint16]minisocket)
+		}
+		r.mini[e.Local.Port()] = minisocket{e.New, e.Local, e.Remote}
+	}
+	if e.New == event.StateFinWait2 && len(r.orphans) < maxOrphans {
+		t.orphanFound(n, e, inv)
+	}
+}
+
+func (t *Tracker) orphanFound(n *netns, e *event.Event, inv *event.Inventory) {
+	o := &Orphan{Since: e.Time, SeenAt: e.Time, Local: e.Local, Remote: e.Remote}
+	whole := time.Duration(n.facts.Sysctls.FinTimeout) * time.Second
+	if n.facts.Known && inv.Left >= 0 && inv.Left <= whole {
+		o.Since = e.Time - int64(whole-inv.Left)
+	}
+	if n.newest != nil {
+		if old := n.newest.orphans[e.Sock]; old != nil && old.Local == o.Local && old.Remote == o.Remote {
+			o.Since = min(o.Since, old.Since)
+		}
+	}
+	c := &Conn{netns: e.Netns, last: e.Time}
+	c.local, c.lport = pack(e.Local)
+	c.remote, c.rport = pack(e.Remote)
+	if known := t.orphans.find(c); known != nil {
+		o.Owner = known.process.owner(known.source)
+		o.Since = min(o.Since, known.at)
+	}
+	if n.round.orphans == nil {
+		n.round.orphans = make(map[uint64]*Orphan)
+	}
+	n.round.orphans[e.Sock] = o
+}
+
+func (t *Tracker) newest(netns uint32) *inventory {
+	if n := t.netns[netns]; n != nil {
+		return n.newest
+	}
+	return nil
+}
+
+// PortUse counts the sockets towards remote in the newest snapshot of a
+// namespace. ok is false where there was none.
+func (t *Tracker) PortUse(netns uint32, remote netip.AddrPort) (u PortUse, ok bool) {
+	r := t.newest(netns)
+	if r == nil {
+		return PortUse{}, false
+	}
+	if x := r.uses[remote]; x != nil {
+		u = *x
+	}
+	u.At = r.at
+	return u, true
+}
+
+// PortUses walks the remote addresses with the most sockets towards them in
+// the newest snapshot of a namespace, most first, 64 at most.
+func (t *Tracker) PortUses(netns uint32) iter.Seq2[netip.AddrPort, PortUse] {
+	const most = 64
+	return func(yield func(netip.AddrPort, PortUse) bool) {
+		r := t.newest(netns)
+		if r == nil {
+			return
+		}
+		type one struct {
+			remote netip.AddrPort
+			use    PortUse
+			total  int
+		}
+		all := make([]one, 0, len(r.uses))
+		for remote, u := range r.uses {
+			all = append(all, one{remote, *u, u.Total()})
+		}
+		slices.SortFunc(all, func(a, b one) int { return cmp.Or(cmp.Compare(b.total, a.total), a.remote.Compare(b.remote)) })
+		for _, x := range all[:min(most, len(all))] {
+			x.use.At = r.at
+			if !yield(x.remote, x.use) {
+				return
+			}
+		}
+	}
+}
+
+// TimeWaitCount is how many TIME_WAIT minisockets the newest snapshot of a
+// namespace showed. ok is false where there was none.
+func (t *Tracker) TimeWaitCount(netns uint32) (n int, ok bool) {
+	r := t.newest(netns)
+	if r == nil {
+		return 0, false
+	}
+	return r.timeWait, true
+}
+
+// Orphans walks the FIN_WAIT2 minisockets of the newest snapshot of a
+// namespace, the oldest first.
+func (t *Tracker) Orphans(netns uint32) iter.Seq[Orphan] {
+	return func(yield func(Orphan) bool) {
+		r := t.newest(netns)
+		if r == nil {
+			return
+		}
+		all := make([]*Orphan, 0, len(r.orphans))
+		for _, o := range r.orphans {
+			all = append(all, o)
+		}
+		slices.SortFunc(all, func(a, b *Orphan) int {
+			return cmp.Or(cmp.Compare(a.Since, b.Since), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
+		})
+		for _, o := range all {
+			if !yield(*o) {
+				return
+			}
+		}
+	}
+}
+
+// Namespaces walks the network namespaces that are known, in the order in
+// which they were met.
+func (t *Tracker) Namespaces() iter.Seq[uint32] { return slices.Values(t.nsOrder) }
+
+const maxHolders = 16
+
+// Holders tells who uses the port of local now: listeners and connections that
+// are known, and minisockets of the newest snapshot. Sockets with another
+// address than local are left out, unless one of the two is a wildcard.
+func (t *Tracker) Holders(netns uint32, local netip.AddrPort) []Holder {
+	var out []Holder
+	n := t.netns[netns]
+	if n == nil || local.Port() == 0 {
+		return nil
+	}
+	meets := func(a netip.Addr) bool {
+		return a == local.Addr() || a.IsUnspecified() || local.Addr().IsUnspecified() || !local.Addr().IsValid()
+	}
+	for _, l := range n.ports[local.Port()] {
+		if meets(l.Addr.Addr()) && len(out) < maxHolders {
+			out = append(out, Holder{State: event.StateListen, Local: l.Addr, Owner: l.Owner()})
+		}
+	}
+	listens := len(out) > 0
+	for c := range t.Conns() {
+		if len(out) >= maxHolders {
+			break
+		}
+		if c.netns == netns && c.lport == local.Port() && c.Phase() == PhaseSocket && meets(c.Local().Addr()) {
+			out = append(out, Holder{
+				State: c.State(), Local: c.Local(), Remote: c.Remote(), Owner: c.Owner(),
+				Client: c.Role() == RoleClient || c.Role() == RoleUnknown && !listens,
+			})
+		}
+	}
+	if n.newest != nil && len(out) < maxHolders {
+		if m, ok := n.newest.mini[local.Port()]; ok && meets(m.local.Addr()) {
+			out = append(out, Holder{State: m.state, Local: m.local, Remote: m.remote, Client: !listens})
+		}
+	}
+	return out
+}

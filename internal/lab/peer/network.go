@@ -99,6 +99,12 @@ func (n *Network) Conn(local, remote netip.AddrPort) *Conn {
 	return n.add(tuple{local: local, remote: remote})
 }
 
+// Sibling makes another connection from the same scripted address, to another
+// port of the same real host. Nothing is sent yet.
+func (c *Conn) Sibling(port uint16) *Conn {
+	return c.network.Conn(c.Local, netip.AddrPortFrom(c.Remote.Addr(), port))
+}
+
 // Listen has fn called for each new SYN to the scripted address and port,
 // with a connection that has received it. fn runs on the goroutine that reads
 // the device: it may send, but must not wait.
@@ -172,6 +178,13 @@ func (c *Conn) Answer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.answer = true
+}
+
+// Ignore ends what Answer began.
+func (c *Conn) Ignore() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answer = false
 }
 
 // SetWindow sets the window that later segments advertise, in bytes.
@@ -270,6 +283,13 @@ func (c *Conn) Forget() {
 	c.network.mu.Lock()
 	defer c.network.mu.Unlock()
 	delete(c.network.conns, tuple{local: c.Local, remote: c.Remote})
+}
+
+// Return takes back Forget: later segments arrive again.
+func (c *Conn) Return() {
+	c.network.mu.Lock()
+	defer c.network.mu.Unlock()
+	c.network.conns[tuple{local: c.Local, remote: c.Remote}] = c
 }
 
 // Open does the peer's part of a handshake that it begins: SYN, then waits for

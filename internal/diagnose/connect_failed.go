@@ -46,7 +46,7 @@ var docConnectTimeout = Doc{
 	Summary:  "our SYN was never answered",
 	Meaning: `The SYN was sent again and again (net.ipv4.tcp_syn_retries times, after 1 s, 2 s, 4 s, ...) until the kernel gave up with ETIMEDOUT, or until the application gave up before that. An application that gives up before the first retransmission is not reported: trying two addresses in parallel looks like that.
 
-From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where the listener is on this host too, that is known: accept-queue-overflow names the cause then, and this verdict is information.`,
+From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where this host itself dropped it, or the listener is on this host too, that is known: local-drop or accept-queue-overflow names the cause then, and this verdict is information.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"syn_retransmits", "count", "how often the SYN was sent again, the most"},
@@ -135,6 +135,7 @@ type timeouts struct {
 	waited              time.Duration
 	kernel, application bool
 	full                bool // the listener is here, and its accept queue was full
+	dropped             bool // this host dropped the SYN or its answer
 	answered            bool // the listener is here, and sent SYN-ACKs
 }
 
@@ -151,19 +152,22 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	// The listener's side of the story, where that is here too.
 	key := connectKey(c)
 	full := c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0
+	dropped := !full && c.Tag&(1<<codeIndex[codeLocalDrop]) != 0
 	answered := false
-	if p := c.Peer(); p != nil && !full {
+	if p := c.Peer(); p != nil && !full && !dropped {
 		answered = p.Find(timeline.EntrySYNACKRetransmitted, timeline.EntryEstablished) != nil
 	}
 	switch {
 	case full:
 		key.What = "full"
+	case dropped:
+		key.What = "dropped"
 	case answered:
 		key.What = "answered"
 	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &timeouts{to: c.Remote(), owner: c.Owner(), full: full, answered: answered}
+		*p = &timeouts{to: c.Remote(), owner: c.Owner(), full: full, dropped: dropped, answered: answered}
 	}
 	f := *p
 	f.retransmits = max(f.retransmits, n)
@@ -209,6 +213,13 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		v.Story += ": see accept-queue-overflow at the listener, on this host"
 		v.Fix = []string{"see the verdict about the listener: " + codeAcceptQueueOverflow}
 		other = Fact{Key: "listener", Value: "dropped the SYN: accept queue full"}
+	case f.dropped:
+		v.Which = "dropped on this host"
+		// One cause, not two errors.
+		v.Severity = Info
+		v.Story += ": see local-drop, this host dropped the SYN or its answer"
+		v.Fix = []string{"see the verdict about the drop: " + codeLocalDrop}
+		other.Note += "; this host dropped the SYN or its answer"
 	case f.answered:
 		v.Which = "SYN-ACK lost"
 		v.Story += "; the listener, on this host, did answer: its SYN-ACK got lost"

@@ -89,6 +89,12 @@ type TickRule interface {
 	Tick(x *Engine, now int64, t *timeline.Tracker)
 }
 
+// FinishRule hears that nothing more comes, before the last word on its
+// verdicts: one that waits before it judges must judge now.
+type FinishRule interface {
+	Finish(x *Engine)
+}
+
 // Finding is what a rule found about one subject, which may grow. Describe
 // puts its present state into v: Severity, Confidence, Story, Subject,
 // Process, Evidence and Fix. The engine keeps the rest.
@@ -125,6 +131,7 @@ type Engine struct {
 	onListen   []ListenerRule
 	onIncident []IncidentRule
 	onTick     []TickRule
+	onFinish   []FinishRule
 	now        int64
 	tracker    *timeline.Tracker
 	netns      map[uint32]event.Namespace
@@ -178,6 +185,9 @@ func New(o Options, s Sink) *Engine {
 		}
 		if r, ok := r.(TickRule); ok {
 			x.onTick = append(x.onTick, r)
+		}
+		if r, ok := r.(FinishRule); ok {
+			x.onFinish = append(x.onFinish, r)
 		}
 	}
 	return x
@@ -289,6 +299,9 @@ func (w *wishes) take() []uint32 {
 // first held. Call it after the tracker's Drain.
 func (x *Engine) Finish(now int64, t *timeline.Tracker) {
 	x.Tick(now, t)
+	for _, r := range x.onFinish {
+		r.Finish(x)
+	}
 	for _, l := range x.order {
 		x.tell(l, PhaseFinal)
 	}

@@ -8,14 +8,19 @@ import (
 // also the order in which they hear of an event: a rule may look at what the
 // ones before it said of the same connection.
 func newRules() []Rule {
+	scans := newSYNScan()
 	return []Rule{
 		newAcceptQueueOverflow(),
 		backlogClamped{},
+		newSYNQueueOverflow(),
+		scans,
 		newImmediateClose(),
 		newReconnectLoop(),
 		newCloseWaitLeak(),
 		newConnectRefused(),
 		newConnectTimeout(),
+		newPortClosed(scans),
+		newLocalDrop(),
 		newResetSent(),
 		newResetReceived(),
 		newFinalACKLost(),

@@ -80,8 +80,8 @@ const (
 	flagUncertain                           // the listener is one of several, owner not from it
 	flagIndexed                             // in the tuple index
 	flagShutRD                              // the application can receive no more
-	flagNoPeer                              // several candidates: never link
 	flagQueued                              // has a deadline in the heap
+	flagMissing                             // a snapshot did not show it
 )
 
 // inlineEntries is how many entries fit in Conn itself; most live connections
@@ -135,16 +135,17 @@ type Conn struct {
 
 // extra holds what only connections with a story have.
 type extra struct {
-	retries  uint8          // of SYN-ACKs that the listener allows, 0 unknown
-	facts    event.Listener // of the listener, when it last dropped something of this connection
-	full     bool           // its accept queue was full at a retransmission of the SYN-ACK
-	closer   *process       // who closed it, where that is not the owner
-	progress int64          // when a snapshot last saw data move in CLOSE_WAIT
-	reason   string         // the kernel's name for why it sent the RST
-	where    string         // the kernel's function that last dropped a segment
-	drop     string         // and why
-	shut     bool           // the peer's window was shut, with data waiting, in the newest snapshot
-	probes   uint8          // without an answer, in the newest snapshot
+	retries    uint8          // of SYN-ACKs that the listener allows, 0 unknown
+	facts      event.Listener // of the listener, when it last dropped something of this connection
+	full       bool           // its accept queue was full at a retransmission of the SYN-ACK
+	closer     *process       // who closed it, where that is not the owner
+	progress   int64          // when a snapshot last saw data move in CLOSE_WAIT
+	reason     string         // the kernel's name for why it sent the RST
+	where      string         // the kernel's function that last dropped a segment
+	drop       string         // and why
+	shut       bool           // the peer's window was shut, with data waiting, in the newest snapshot
+	probes     uint8          // without an answer, in the newest snapshot
+	unreadFull bool           // this end's own window was shut then, with data unread
 }
 
 // ID identifies the connection in the output: 16 hex digits, the same on a
@@ -300,6 +301,10 @@ func (c *Conn) Window() (shut bool, probes int) {
 	}
 	return c.extra.shut, int(c.extra.probes)
 }
+
+// OwnWindowShut tells whether this end's own receive window was shut, with data
+// that nobody had read, when a snapshot last showed the connection.
+func (c *Conn) OwnWindowShut() bool { return c.extra != nil && c.extra.unreadFull }
 
 // Facts are those of the listener when its full accept queue last made it drop
 // something of this connection; the zero value if it never did.

@@ -43,7 +43,10 @@ func (t *Tracker) EndSnapshot(netns uint32, now int64) {
 			continue
 		}
 		if c.last < n.roundAt {
-			t.missing = append(t.missing, missing{c: c, since: n.roundAt})
+			if c.flags&flagMissing == 0 {
+				c.flags |= flagMissing
+				t.missing = append(t.missing, missing{c: c, since: n.roundAt})
+			}
 			continue
 		}
 		if c.Role() == RoleUnknown && t.learnRole(c) {
@@ -65,6 +68,7 @@ func (t *Tracker) sweep() {
 	for ; i < len(t.missing) && t.missing[i].since+settle <= t.now; i++ {
 		m := t.missing[i]
 		t.missing[i] = missing{}
+		m.c.flags &^= flagMissing
 		if m.c.Phase() == PhaseSocket && m.c.last < m.since {
 			t.file(m.c, Entry{At: m.since, Kind: EntryGone})
 			t.stats.Gone++
@@ -73,6 +77,11 @@ func (t *Tracker) sweep() {
 	}
 	if i > 0 {
 		t.missing = t.missing[:copy(t.missing, t.missing[i:])]
+	}
+	// A snapshot with a time far off holds up all after it.
+	const slack = 1024
+	if len(t.missing) > 2*t.live.n+slack {
+		t.missing = slices.DeleteFunc(t.missing, func(m missing) bool { return m.c.Phase() == PhaseEnded })
 	}
 }
 
@@ -153,9 +162,11 @@ func (t *Tracker) snapshot(e *event.Event) {
 	if inv.Idle >= 0 {
 		c.silent = max(1, e.Time-int64(inv.Idle))
 	}
-	if shut := inv.SendWindow == 0 && e.Traffic.Unacked > 0 && e.New != event.StateSynSent; shut || inv.Probes > 0 || c.extra != nil {
+	shut := inv.SendWindow == 0 && e.Traffic.Unacked > 0 && e.New != event.StateSynSent
+	own := inv.ReceiveWindow == 0 && e.Traffic.Unread > 0
+	if shut || own || inv.Probes > 0 || c.extra != nil {
 		x := c.ext()
-		x.shut, x.probes = shut, inv.Probes
+		x.shut, x.unreadFull, x.probes = shut, own, inv.Probes
 	}
 	c.flags |= flagFound
 	if inv.Inode != 0 {

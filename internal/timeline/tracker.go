@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -545,8 +546,23 @@ func (d *deadlines) Pop() any {
 }
 
 func (t *Tracker) schedule(c *Conn, at int64) {
-	if c.flags&flagQueued == 0 {
-		c.flags |= flagQueued
-		heap.Push(&t.due, deadline{at, c})
+	if c.flags&flagQueued != 0 {
+		return
 	}
+	// What ended before its date stays in the heap until that comes. Under a
+	// flood these would soon be more than all that is tracked.
+	const slack = 1024
+	if len(t.due) > 2*t.half.n+slack {
+		t.due = slices.DeleteFunc(t.due, func(d deadline) bool {
+			p := d.c.Phase()
+			over := p != PhaseAttempt && p != PhaseRequest
+			if over {
+				d.c.flags &^= flagQueued
+			}
+			return over
+		})
+		heap.Init(&t.due)
+	}
+	c.flags |= flagQueued
+	heap.Push(&t.due, deadline{at, c})
 }

@@ -358,6 +358,10 @@ func parseKey(e *event.Event, key, value string, socks map[string]uint64) error 
 		n, err := strconv.ParseUint(value, 10, 32)
 		e.Inventory.SendWindow = uint32(n)
 		return err
+	case "rwnd":
+		n, err := strconv.ParseUint(value, 10, 32)
+		e.Inventory.ReceiveWindow = uint32(n)
+		return err
 	case "probes":
 		n, err := strconv.ParseUint(value, 10, 8)
 		e.Inventory.Probes = uint8(n)

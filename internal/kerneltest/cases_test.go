@@ -208,6 +208,10 @@ var promised = map[string][]string{
 	"close-wait-leak":       {"count", "remote", "oldest_s", "newest_s", "growth_per_min", "keepalive", "reaped_after_s"},
 	"reset-sent":            {"reason", "cause", "unread_bytes"},
 	"reset-received":        {"phase", "after_ms", "bytes_sent", "bytes_received"},
+	"syn-queue-overflow":    {"queue_len", "queue_limit", "syncookies", "cookies_sent", "syn_dropped", "top_sources"},
+	"syn-scan":              {"source", "ports", "half_open", "refused"},
+	"port-closed":           {"port", "count", "clients"},
+	"local-drop":            {"reason", "hook"},
 }
 
 func evidence(t *testing.T, v *render.Verdict) {
@@ -230,7 +234,15 @@ func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 	switch {
 	case missed > 0 && code == "handshake-timeout":
 		return "it is concluded from silence, and events were missed"
+	case code == "local-drop" && !c.HasDrops:
+		return "dropped segments are not seen"
+	case id == "K-local-drop-route" && !c.HasDropReasons:
+		return "without the kernel's reasons only netfilter's drops are told"
 	case watchtest.Full(c):
+	case id == "E-scan" && !c.HasRequestAborts:
+		return "a request that is killed by RST is not seen"
+	case (code == "port-closed" || id == "E-scan-closed") && !c.HasAllRSTSent:
+		return "an RST without a socket is not seen"
 	case id == "M-late-data" && code == "reset-sent" && !c.HasAllRSTSent:
 		return "a minisocket's RST is not seen"
 	case id == "E-full" && code == "accept-queue-overflow" && !c.HasACKDrops:

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,34 +24,12 @@ import (
 // -torture 100000 is for a night.
 var seeds = flag.Uint64("torture", 1500, "how many random mixtures TestTorture plays")
 
-// script is one file of testdata.
-type script struct {
-	name  string
-	text  string
-	steps []timelinetest.Step
-}
-
-// corpus returns the scripts of this package and of the timeline's, by name.
-func corpus(t testing.TB) []script {
+// corpus returns the scripts of this package and of the timeline's.
+func corpus(t testing.TB) []timelinetest.Script {
 	t.Helper()
-	var out []script
-	for _, dir := range []string{"testdata", "../timeline/testdata"} {
-		files, err := filepath.Glob(dir + "/*.txt")
-		if err != nil || len(files) == 0 {
-			t.Fatalf("no scripts in %s: %v", dir, err)
-		}
-		for _, f := range files {
-			b, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			text, _, _ := strings.Cut(string(b), "\n---\n")
-			steps, err := timelinetest.Parse(text)
-			if err != nil {
-				t.Fatalf("%s: %v", f, err)
-			}
-			out = append(out, script{filepath.Base(f), text, steps})
-		}
+	out, err := timelinetest.Load("testdata", "../timeline/testdata")
+	if err != nil {
+		t.Fatal(err)
 	}
 	return out
 }
@@ -98,34 +74,10 @@ func bounds(r *rand.Rand) timeline.Options {
 	return timeline.Options{MaxConnections: 1 + r.IntN(30), MaxRequests: 1 + r.IntN(8), MaxListeners: 1 + r.IntN(3), MaxNamespaces: 1 + r.IntN(3), MaxProcesses: 1 + r.IntN(4)}
 }
 
-// mixture is up to four scripts at the same or other times and places, and
-// what becomes of them.
-func mixture(r *rand.Rand, scripts []script, most int) (names []string, f timelinetest.Faults, steps []timelinetest.Step) {
-	var parts [][]timelinetest.Step
-	for i := range 1 + r.IntN(4) {
-		s := scripts[r.IntN(len(scripts))]
-		part := s.steps
-		if len(part) > most {
-			from := r.IntN(len(part) - most)
-			part = part[from : from+most]
-		}
-		if r.IntN(2) == 0 {
-			part = timelinetest.Later(part, time.Duration(r.Int64N(int64(20*time.Second))))
-		}
-		if r.IntN(2) == 0 {
-			part = timelinetest.Elsewhere(part, i)
-		}
-		names = append(names, s.name)
-		parts = append(parts, part)
-	}
-	f = timelinetest.RandomFaults(r)
-	return names, f, f.Apply(r, timelinetest.Merge(parts...))
-}
-
 // torture plays one mixture, and returns everything that came out as JSON.
-func torture(t *testing.T, seed uint64, scripts []script, most int) (out string, codes map[string]int) {
+func torture(t *testing.T, seed uint64, scripts []timelinetest.Script, most int) (out string, codes map[string]int) {
 	r := rand.New(rand.NewPCG(seed, 3))
-	names, faults, steps := mixture(r, scripts, most)
+	names, faults, steps := timelinetest.Mix(r, scripts, most)
 	caps := capabilities(r)
 	w := newWitness(t, caps, thresholds(r))
 	o := bounds(r)
@@ -236,9 +188,9 @@ func alone(t *testing.T, caps event.Capabilities, steps []timelinetest.Step) *wi
 // TestApart mixes cases that have nothing to do with each other: what is said
 // about each is what is said about it alone.
 func TestApart(t *testing.T) {
-	var scripts []script
+	var scripts []timelinetest.Script
 	for _, s := range corpus(t) {
-		if strings.Contains(s.text, "\n# no ") || strings.Contains(s.text, "# identity") || strings.Contains(s.text, "lost") {
+		if strings.Contains(s.Text, "\n# no ") || strings.Contains(s.Text, "# identity") || strings.Contains(s.Text, "lost") {
 			continue // about other capabilities than the rest, or about all namespaces
 		}
 		scripts = append(scripts, s)
@@ -260,9 +212,9 @@ func TestApart(t *testing.T) {
 		var want [][]string
 		for n := range 2 + r.IntN(4) {
 			s := scripts[r.IntN(len(scripts))]
-			part := timelinetest.Elsewhere(s.steps, n)
+			part := timelinetest.Elsewhere(s.Steps, n)
 			parts = append(parts, part)
-			names = append(names, s.name)
+			names = append(names, s.Name)
 			want = append(want, describe(alone(t, fullCapabilities(), part), timelinetest.Netns+uint32(n), n))
 		}
 		w := alone(t, fullCapabilities(), timelinetest.Merge(parts...))
@@ -299,8 +251,8 @@ func TestRemoved(t *testing.T) {
 	scripts := corpus(t)
 	tested := make(map[string]bool)
 	for _, s := range scripts {
-		caps := capsOf(s.text)
-		given := final(alone(t, caps, s.steps))
+		caps := capsOf(s.Text)
+		given := final(alone(t, caps, s.Steps))
 		for code, r := range necessary {
 			if !slices.ContainsFunc(slices.Collect(maps.Values(given)), func(codes []string) bool { return slices.Contains(codes, code) }) {
 				continue
@@ -308,10 +260,10 @@ func TestRemoved(t *testing.T) {
 			tested[code] = true
 			for _, n := range r.needs {
 				k := &knowledge{caps}
-				rest := slices.DeleteFunc(slices.Clone(s.steps), func(s timelinetest.Step) bool { return s.Event != nil && n.is(k, s.Event) })
+				rest := slices.DeleteFunc(slices.Clone(s.Steps), func(s timelinetest.Step) bool { return s.Event != nil && n.is(k, s.Event) })
 				for _, v := range alone(t, caps, rest).verdicts {
 					if v.Code == code {
-						t.Errorf("%s without %s: still %s: %s", s.name, n.what, code, v.Story)
+						t.Errorf("%s without %s: still %s: %s", s.Name, n.what, code, v.Story)
 					}
 				}
 			}
@@ -330,22 +282,22 @@ func TestRemoved(t *testing.T) {
 func TestAnnouncedLoss(t *testing.T) {
 	scripts := corpus(t)
 	for i, s := range scripts {
-		caps := capsOf(s.text)
+		caps := capsOf(s.Text)
 		var want []string
-		for _, codes := range final(alone(t, caps, s.steps)) {
+		for _, codes := range final(alone(t, caps, s.Steps)) {
 			want = append(want, codes...)
 		}
 		rounds := 30
-		if len(s.steps) > 300 {
+		if len(s.Steps) > 300 {
 			rounds = 6
 		}
 		for seed := range uint64(rounds) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
 			f := timelinetest.Faults{Lost: 10 + r.IntN(500), Announce: true}
-			w := alone(t, caps, f.Apply(r, s.steps))
+			w := alone(t, caps, f.Apply(r, s.Steps))
 			for _, v := range w.verdicts {
 				if !slices.Contains(want, v.Code) {
-					t.Errorf("%s (seed %d, %d of 1000 lost): %s: %s", s.name, seed, f.Lost, v.Code, v.Story)
+					t.Errorf("%s (seed %d, %d of 1000 lost): %s: %s", s.Name, seed, f.Lost, v.Code, v.Story)
 					break
 				}
 			}
@@ -357,24 +309,24 @@ func TestAnnouncedLoss(t *testing.T) {
 // they add no cause.
 func TestLooks(t *testing.T) {
 	for i, s := range corpus(t) {
-		if s.name == "b-half-closed.txt" {
+		if s.Name == "b-half-closed.txt" {
 			continue // the data it moves is in its own snapshots only
 		}
-		caps := capsOf(s.text)
+		caps := capsOf(s.Text)
 		var want []string
-		for _, codes := range final(alone(t, caps, s.steps)) {
+		for _, codes := range final(alone(t, caps, s.Steps)) {
 			want = append(want, codes...)
 		}
 		rounds := 10
-		if len(s.steps) > 300 {
+		if len(s.Steps) > 300 {
 			rounds = 3
 		}
 		for seed := range uint64(rounds) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
-			w := alone(t, caps, timelinetest.Faults{Look: 1 + r.IntN(3), Owners: r.IntN(2) == 0}.Apply(r, s.steps))
+			w := alone(t, caps, timelinetest.Faults{Look: 1 + r.IntN(3), Owners: r.IntN(2) == 0}.Apply(r, s.Steps))
 			for _, v := range w.verdicts {
 				if !slices.Contains(want, v.Code) {
-					t.Errorf("%s (seed %d): %s: %s", s.name, seed, v.Code, v.Story)
+					t.Errorf("%s (seed %d): %s: %s", s.Name, seed, v.Code, v.Story)
 					break
 				}
 			}
@@ -386,15 +338,15 @@ func TestLooks(t *testing.T) {
 // with addresses that are used again at once: the verdicts stay.
 func TestAddresses(t *testing.T) {
 	for _, s := range corpus(t) {
-		caps := capsOf(s.text)
-		if caps.Identity == event.IdentityAddress || s.name == "cookie-not-joined.txt" {
+		caps := capsOf(s.Text)
+		if caps.Identity == event.IdentityAddress || s.Name == "cookie-not-joined.txt" {
 			continue // needs the one or the other
 		}
-		want := final(alone(t, caps, s.steps))
+		want := final(alone(t, caps, s.Steps))
 		caps.Identity = event.IdentityAddress
-		got := final(alone(t, caps, timelinetest.Addresses(s.steps)))
+		got := final(alone(t, caps, timelinetest.Addresses(s.Steps)))
 		if !maps.EqualFunc(got, want, slices.Equal[[]string]) {
-			t.Errorf("%s: %v by addresses, %v by cookies", s.name, got, want)
+			t.Errorf("%s: %v by addresses, %v by cookies", s.Name, got, want)
 		}
 	}
 }

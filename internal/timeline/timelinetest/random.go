@@ -48,13 +48,17 @@ func Random(seed uint64, n int) []Step {
 			steps = append(steps, Step{Time: at, Do: DoDrain})
 		}
 		e := &event.Event{
-			Time: at, Sock: sock, Netns: netns, Kind: event.Kind(r.IntN(16)),
+			Time: at, Sock: sock, Netns: netns, Kind: event.Kind(r.IntN(21)),
 			Old: event.State(r.IntN(14)), New: event.State(r.IntN(14)),
 			Local: addr(), Remote: addr(), PID: uint32(r.IntN(4)),
 			Err: uint16([]int{0, 0, 32, 104, 110, 111, 65535}[r.IntN(7)]), Attempt: uint8(r.IntN(256)), Reason: r.Uint32N(20),
 		}
 		if r.IntN(2) == 0 {
 			e.Flags = event.Flags(r.Uint32())
+		}
+		if r.IntN(3) == 0 {
+			e.TCPFlags, e.Out, e.Count = uint8(r.IntN(32)), r.IntN(2) == 0, r.Uint32N(3)
+			e.Where = []string{"", "nf_hook_slow", "x\x1b\n"}[r.IntN(3)]
 		}
 		if r.IntN(2) == 0 { // a likely transition
 			t := [][2]event.State{{7, 2}, {2, 1}, {3, 1}, {1, 4}, {1, 8}, {4, 5}, {5, 7}, {8, 9}, {9, 7}, {1, 7}, {2, 7}, {7, 10}, {10, 7}}[r.IntN(13)]
@@ -65,7 +69,9 @@ func Random(seed uint64, n int) []Step {
 			Backlog: r.Uint32(), Attempt: uint8(r.IntN(256)), AbortOnOverflow: r.IntN(2) == 0}
 		if r.IntN(3) > 0 {
 			e.Inventory = &event.Inventory{Inode: uint64(r.IntN(2)), Idle: time.Duration(r.Int64N(int64(time.Hour))) - time.Minute,
-				KeepaliveTime: time.Duration(r.IntN(1000)) * time.Second}
+				KeepaliveTime: time.Duration(r.IntN(1000)) * time.Second,
+				SentIdle:      time.Duration(r.Int64N(int64(time.Hour))) - time.Minute, Left: time.Duration(r.Int64N(int64(time.Minute))) - time.Second,
+				SendWindow: r.Uint32N(2), ReceiveWindow: r.Uint32N(2), Probes: uint8(r.IntN(3)), Retransmits: uint8(r.IntN(3)), Minisocket: r.IntN(4) == 0}
 		}
 		steps = append(steps, Step{Event: e, Time: at})
 		if r.IntN(20) == 0 { // doubled

@@ -1,14 +1,73 @@
 package timelinetest
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
+
+// Script is a file that holds one.
+type Script struct {
+	Name  string // the file's
+	Text  string // above the --- line
+	Steps []Step
+}
+
+// Load reads the scripts in some directories, by directory and name.
+func Load(dirs ...string) ([]Script, error) {
+	var out []Script
+	for _, dir := range dirs {
+		files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
+		if err != nil || len(files) == 0 {
+			return nil, fmt.Errorf("finding scripts in %s: %d found, error %v", dir, len(files), err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				return nil, err
+			}
+			text, _, _ := strings.Cut(string(b), "\n---\n")
+			steps, err := Parse(text)
+			if err != nil {
+				return nil, fmt.Errorf("reading %s: %w", f, err)
+			}
+			out = append(out, Script{filepath.Base(f), text, steps})
+		}
+	}
+	return out, nil
+}
+
+// Mix makes one story of up to four scripts, of each up to most steps in a row,
+// at the same or other times and places, and has faults spoil it.
+func Mix(r *rand.Rand, scripts []Script, most int) (names []string, f Faults, steps []Step) {
+	var parts [][]Step
+	for i := range 1 + r.IntN(4) {
+		s := scripts[r.IntN(len(scripts))]
+		part := s.Steps
+		if len(part) > most {
+			from := r.IntN(len(part) - most)
+			part = part[from : from+most]
+		}
+		if r.IntN(2) == 0 {
+			part = Later(part, time.Duration(r.Int64N(int64(20*time.Second))))
+		}
+		if r.IntN(2) == 0 {
+			part = Elsewhere(part, i)
+		}
+		names = append(names, s.Name)
+		parts = append(parts, part)
+	}
+	f = RandomFaults(r)
+	return names, f, f.Apply(r, Merge(parts...))
+}
 
 // copied returns steps that share nothing with the given ones.
 func copied(steps []Step) []Step {
@@ -269,7 +328,7 @@ func Delayed(r *rand.Rand, steps []Step, d time.Duration) []Step {
 // extreme puts some fields of e to their limits.
 func extreme(r *rand.Rand, e *event.Event) {
 	for range 1 + r.IntN(3) {
-		switch r.IntN(11) {
+		switch r.IntN(12) {
 		case 0:
 			e.Time = []int64{0, 1, -1, math.MaxInt64, math.MaxInt64 - 1, math.MaxInt64 - int64(time.Hour), math.MinInt64, math.MinInt64 + 1}[r.IntN(8)]
 		case 1:
@@ -295,11 +354,16 @@ func extreme(r *rand.Rand, e *event.Event) {
 			e.Sock = 0
 		case 10:
 			inv := &event.Inventory{Inode: math.MaxUint64, UID: math.MaxUint32, KeepaliveTime: math.MaxInt64,
-				KeepaliveInterval: math.MaxInt64, KeepaliveProbes: math.MaxUint32, Idle: math.MaxInt64}
+				KeepaliveInterval: math.MaxInt64, KeepaliveProbes: math.MaxUint32, Idle: math.MaxInt64,
+				SentIdle: math.MaxInt64, Left: math.MaxInt64, SendWindow: math.MaxUint32, ReceiveWindow: math.MaxUint32,
+				Probes: math.MaxUint8, Retransmits: math.MaxUint8, Minisocket: r.IntN(2) == 0}
 			if r.IntN(2) == 0 {
 				inv.Idle, inv.KeepaliveTime, inv.KeepaliveInterval = math.MinInt64, math.MinInt64, math.MinInt64
+				inv.SentIdle, inv.Left, inv.SendWindow, inv.ReceiveWindow = math.MinInt64, math.MinInt64, 0, 0
 			}
 			e.Inventory = inv
+		case 11:
+			e.Count, e.TCPFlags, e.Where = math.MaxUint32, math.MaxUint8, "\x1b[31m\n"+strings.Repeat("x", 300)
 		}
 	}
 }
@@ -361,7 +425,7 @@ func Look(steps []Step, owners bool) []Step {
 				continue
 			}
 			at++
-			inv := &event.Inventory{Inode: 1, Idle: -1}
+			inv := &event.Inventory{Inode: 1, Idle: -1, SentIdle: -1, Left: -1, SendWindow: 65535, ReceiveWindow: 65535}
 			if e.Inventory != nil {
 				*inv = *e.Inventory
 				if inv.Idle >= 0 {

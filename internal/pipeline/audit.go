@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +23,27 @@ var audited = []struct{ name, proc string }{
 	{"OutRsts", "Tcp.OutRsts"},
 	{"EstabResets", "Tcp.EstabResets"},
 	{"AttemptFails", "Tcp.AttemptFails"},
+	{"EmbryonicRsts", "TcpExt.EmbryonicRsts"},
+	{"ActiveOpens", "Tcp.ActiveOpens"},
+	{"PassiveOpens", "Tcp.PassiveOpens"},
+	{"RetransSegs", "Tcp.RetransSegs"},
+	{"TCPSynRetrans", "TcpExt.TCPSynRetrans"},
+	{"TCPTimeouts", "TcpExt.TCPTimeouts"},
+	{"TCPReqQFullDrop", "TcpExt.TCPReqQFullDrop"},
+	{"TCPReqQFullDoCookies", "TcpExt.TCPReqQFullDoCookies"},
+	{"SyncookiesSent", "TcpExt.SyncookiesSent"},
+	{"SyncookiesRecv", "TcpExt.SyncookiesRecv"},
+	{"SyncookiesFailed", "TcpExt.SyncookiesFailed"},
+	{"TCPAbortOnTimeout", "TcpExt.TCPAbortOnTimeout"},
+	{"TCPAbortOnClose", "TcpExt.TCPAbortOnClose"},
+	{"TCPAbortOnData", "TcpExt.TCPAbortOnData"},
+	{"TCPAbortOnLinger", "TcpExt.TCPAbortOnLinger"},
+	{"TCPAbortOnMemory", "TcpExt.TCPAbortOnMemory"},
+	{"TCPTimeWaitOverflow", "TcpExt.TCPTimeWaitOverflow"},
+	{"TWRecycled", "TcpExt.TWRecycled"},
+	{"TCPKeepAlive", "TcpExt.TCPKeepAlive"},
+	{"TCPWinProbe", "TcpExt.TCPWinProbe"},
+	{"PAWSEstab", "TcpExt.PAWSEstab"},
 }
 
 func auditRank(name string) int {
@@ -194,8 +216,6 @@ func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []st
 			gone = append(gone, spaceName(ns))
 			continue
 		}
-		var of []render.Audit
-		moved := false
 		for i, c := range audited {
 			line := render.Audit{
 				Counter: c.name, Netns: ns.Inode,
@@ -209,11 +229,9 @@ func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []st
 			default:
 				line.Exact = true
 			}
-			moved = moved || line.Kernel != 0 || line.Explained != 0
-			of = append(of, line)
-		}
-		if moved {
-			lines = append(lines, of...)
+			if line.Kernel != 0 || line.Explained != 0 {
+				lines = append(lines, line)
+			}
 		}
 	}
 	for _, s := range a.spaces {
@@ -280,6 +298,42 @@ func inexact(caps event.Capabilities) map[string]string {
 	}
 	if missing("tcp_check_req") {
 		m["AttemptFails"] = "half-open requests that the peer killed are not seen"
+		m["EmbryonicRsts"] = m["AttemptFails"]
+	}
+	for hook, counters := range map[string][]string{
+		"tcp_retransmit_timer": {"TCPTimeouts"},
+		"tcp_syn_ack_timeout":  {"TCPTimeouts"},
+		"cookie_init_sequence": {"SyncookiesSent"},
+		"cookie_check":         {"SyncookiesRecv", "SyncookiesFailed"},
+		"tcp_check_oom":        {"TCPAbortOnMemory"},
+		"inet_twsk_alloc":      {"TCPTimeWaitOverflow"},
+		"tcp_twsk_unique":      {"TWRecycled"},
+		"tcp_xmit_probe_skb":   {"TCPKeepAlive", "TCPWinProbe"},
+		"kfree_skb":            {"PAWSEstab"},
+	} {
+		if missing(hook) {
+			for _, c := range counters {
+				m[c] = "the hook on " + hook + " is not attached"
+			}
+		}
+	}
+	if h := via["tcp_conn_request"]; h != "fentry" && h != "kprobe" {
+		m["TCPReqQFullDrop"] = "without a hook on tcp_conn_request these are not counted"
+		m["TCPReqQFullDoCookies"] = m["TCPReqQFullDrop"]
+	}
+	if !caps.HasRSTReason {
+		for _, c := range []string{"TCPAbortOnClose", "TCPAbortOnData", "TCPAbortOnLinger"} {
+			m[c] = "this kernel gives no reason for a RST"
+		}
+	} else if missing("tcp_time_wait") {
+		m["TCPAbortOnData"] = "close() with SO_LINGER 0 after a shutdown is not told for certain from entry into TIME_WAIT"
+	}
+	switch {
+	case missing("kfree_skb"):
+	case !caps.HasDropReasons:
+		m["PAWSEstab"] = "this kernel gives no reason for a drop"
+	case !slices.Contains(slices.Collect(maps.Values(caps.DropReasons)), "TCP_RFC7323_TW_PAWS"):
+		m["PAWSEstab"] = "this kernel also counts segments for TIME_WAIT and for half-open requests, and gives no reason for dropping those"
 	}
 	return m
 }

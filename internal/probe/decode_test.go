@@ -37,7 +37,7 @@ func TestSharedNumbers(t *testing.T) {
 		bpfTcptraceKindKIND_MEMORY:      event.KindMemory,
 		bpfTcptraceKindKIND_TW_OVERFLOW: event.KindTimeWaitOverflow,
 	}
-	require.Len(t, kinds, int(event.KindSnapshot)+1)
+	require.Len(t, kinds, int(event.KindTimeWaitOverflow)+1)
 	for c, g := range kinds {
 		assert.EqualValues(t, c, g)
 	}

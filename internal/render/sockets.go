@@ -222,6 +222,7 @@ func (j *SocketsJSON) group(g *sockets.Group, at Stamp) error {
 		HeldBy    map[string]uint64 `json:"held_by"`
 		Process   *Process          `json:"process"`
 		Processes int               `json:"processes"`
+		More      bool              `json:"processes_at_least"`
 		Role      *string           `json:"role"`
 		Local     string            `json:"local"`
 		Remote    string            `json:"remote"`
@@ -246,7 +247,7 @@ func (j *SocketsJSON) group(g *sockets.Group, at Stamp) error {
 	}{
 		j.head("sockets", at, g.Netns), g.Count,
 		optional(sockets.StateName(g.State), g.State != 0), stateCounts(g.States), held,
-		owner, len(g.Owners), optional(kind, by&(sockets.ByService|sockets.ByPeer) != 0 && !g.Further),
+		owner, len(g.Owners), g.OwnersMore, optional(kind, by&(sockets.ByService|sockets.ByPeer) != 0 && !g.Further),
 		Addr(g.Local), remote(g.Remote), g.AddressCount, g.AddressesMore, addresses,
 		seconds(g.IdleOldest, idle), seconds(g.IdleNewest, idle), seconds(g.LeftShortest, left), seconds(g.LeftLongest, left),
 		g.RecvQ, g.SendQ, optional(keepalive, keepalive != ""), g.KeepaliveOn, g.KeepaliveOff,
@@ -366,8 +367,9 @@ const (
 	noteText = "      "
 )
 
-// table writes rows under their titles.
-func (t *SocketsText) table(cols []column, rows []row) {
+// table writes rows under their titles and returns which columns there was
+// room and reason for.
+func (t *SocketsText) table(cols []column, rows []row) (shown []bool) {
 	width := make([]int, len(cols))
 	filled := make([]bool, len(cols))
 	flex := 0
@@ -440,6 +442,7 @@ func (t *SocketsText) table(cols []column, rows []row) {
 			t.para(noteText, plain, n, map[bool]string{true: yellow, false: dim}[r.trouble])
 		}
 	}
+	return filled
 }
 
 // wrapParts is Wrap that breaks a line at "\n" rather than at a blank.
@@ -720,12 +723,21 @@ func (t *SocketsText) groups(r *Inventory) {
 			thousands(g.Count), state, t.about(g), idle, keepalive, size(g.RecvQ), size(g.SendQ),
 		}})
 	}
-	t.table([]column{
+	seen := t.table([]column{
 		{title: "COUNT", right: true}, {title: "STATE"}, {title: "PROCESS AND PEER", flex: true}, {title: "IDLE", spare: 1},
 		{title: "REAPED", spare: 4}, {title: "RECV-Q", right: true, spare: 2}, {title: "SEND-Q", right: true, spare: 3},
 	}, rows)
 	t.further(len(shown), len(r.Groups), "groups")
-	t.para("  ", plain, "IDLE: since the last segment received. REAPED: silence that keepalive ends.", dim)
+	var legend []string
+	if seen[3] {
+		legend = append(legend, "IDLE: since the last segment received.")
+	}
+	if seen[4] {
+		legend = append(legend, "REAPED: silence that keepalive ends.")
+	}
+	if legend != nil {
+		t.para("  ", plain, strings.Join(legend, " "), dim)
+	}
 }
 
 // minShare is how much of the range makes a destination worth a line.

@@ -404,8 +404,6 @@ func Age(d time.Duration) string {
 	}
 	const day = 24 * time.Hour
 	switch {
-	case d < time.Second:
-		return fmt.Sprintf("%dms", d.Milliseconds())
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)
 	case d < time.Hour:

@@ -424,7 +424,7 @@ func TestTroubles(t *testing.T) {
 
 func TestAge(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		-1: "0ms", 0: "0ms", 900 * time.Millisecond: "900ms", 41 * time.Second: "41s", 119 * time.Second: "119s", 3 * time.Minute: "3m",
+		-1: "0s", 0: "0s", 900 * time.Millisecond: "0s", 41 * time.Second: "41s", 119 * time.Second: "119s", 3 * time.Minute: "3m",
 		200 * time.Second: "3m20s", 25 * time.Minute: "25m", 7875 * time.Second: "2h11m", 30 * time.Hour: "30h", 50 * time.Hour: "2d2h", 400 * 24 * time.Hour: "400d",
 	} {
 		assert.Equal(t, want, Age(d), "%d", d)

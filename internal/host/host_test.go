@@ -298,6 +298,7 @@ func TestCgroupPath(t *testing.T) {
 		{"v1", "9:name=systemd:/system.slice/a.service\n4:memory:/m\n", "/system.slice/a.service"},
 		{"hybrid in the root", "4:cpu,memory:/api/1\n1:name=systemd:/\n0::/\n", "/api/1"},
 		{"root", "0::/\n", "/"},
+		{"a container on a hybrid host", "4:memory:/docker/" + strings.Repeat("3f", 32) + "\n0::/system.slice/containerd.service\n", "/docker/" + strings.Repeat("3f", 32)},
 		{"colons", "0::/a:b:c\n", "/a:b:c"},
 		{"nothing", "", ""},
 		{"garbage", "::\nx\n:\n", ""},

@@ -18,7 +18,8 @@ import (
 type Netns struct {
 	Inode uint32
 	// Name is what people call it: the file's name below one of the usual
-	// directories, or "" for a namespace that has none.
+	// directories, or the container that a process in it belongs to; "" for a
+	// namespace that has neither.
 	Name string
 	// Path can be opened and handed to setns(2), for as long as the process or
 	// bind mount behind it lives.
@@ -97,10 +98,16 @@ func Namespaces() ([]Netns, error) {
 			all[ns.Inode] = ns
 		}
 	}
+	named := map[uint32]bool{self.Inode: true}
 	err = eachNetnsLink(true, func(inode uint32, path string) bool {
-		if _, ok := all[inode]; !ok {
-			all[inode] = Netns{Inode: inode, Path: strings.Clone(path)}
+		ns, ok := all[inode]
+		if !ok {
+			ns = Netns{Inode: inode, Path: strings.Clone(path)}
 		}
+		if !named[inode] {
+			named[inode] = ns.nameByContainer(path)
+		}
+		all[inode] = ns
 		return true
 	})
 	if err != nil {
@@ -132,19 +139,25 @@ func FindNetns(inode uint32) (Netns, error) {
 	if self, err := SelfNetns(); err == nil && self.Inode == inode {
 		return self, nil
 	}
+	found := Netns{}
 	for _, ns := range namedNetns() {
-		if ns.Inode == inode {
-			return ns, nil
+		if ns.Inode == inode && found.Inode == 0 {
+			found = ns
 		}
 	}
-	found := Netns{}
 	look := func(threads bool) error {
 		return eachNetnsLink(threads, func(i uint32, path string) bool {
-			if i == inode {
+			if i != inode {
+				return true
+			}
+			if found.Inode == 0 {
 				found = Netns{Inode: i, Path: strings.Clone(path)}
 			}
-			return found.Inode == 0
+			return !found.nameByContainer(path)
 		})
+	}
+	if found.Name != "" && !found.machineMade() {
+		return found, nil
 	}
 	// Most namespaces have a process in them; threads are a hundred times as
 	// many.

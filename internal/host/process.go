@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tcptrace/tcptrace/internal/container"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -30,9 +31,11 @@ func ReadProcess(pid uint32) (event.Process, error) {
 	return p, nil
 }
 
-// cgroupPath picks the path that names the workload: that of the unified
-// hierarchy; or, where nothing but the root is there (cgroup v1 and hybrid
-// hosts), systemd's, or else the memory controller's.
+// cgroupPath picks the path that names the workload: the one that names a
+// container, where one does (on hybrid hosts a container is in cgroups of its
+// own in version 1 only); else that of the unified hierarchy; or, where nothing
+// but the root is there (cgroup v1 and hybrid hosts), systemd's, or else the
+// memory controller's.
 func cgroupPath(file string) string {
 	var unified, systemd, memory string
 	for line := range strings.Lines(file) {
@@ -59,6 +62,11 @@ func cgroupPath(file string) string {
 		}
 	}
 	for _, path := range []string{unified, systemd, memory} {
+		if _, ok := container.Parse(path); ok {
+			return path
+		}
+	}
+	for _, path := range []string{unified, systemd, memory} {
 		if path != "" && path != "/" {
 			return path
 		}
@@ -69,8 +77,9 @@ func cgroupPath(file string) string {
 // Cgroups turns the cgroup ids of events into paths, also after the last
 // process of a cgroup has ended. The zero value is not usable.
 type Cgroups struct {
-	mount int    // the root of the unified hierarchy, open
-	root  string // its path
+	mount  int    // the root of the unified hierarchy, open
+	root   string // its path
+	hybrid bool
 }
 
 // OpenCgroups finds the unified cgroup hierarchy. The error wraps
@@ -85,7 +94,11 @@ func OpenCgroups() (*Cgroups, error) {
 		if err != nil {
 			return nil, fmt.Errorf("opening the cgroup hierarchy: %w", err)
 		}
-		return &Cgroups{mount: fd, root: root}, nil
+		// The unified hierarchy is number 0, and a host that has any other uses
+		// them for its containers.
+		own, err := os.ReadFile("/proc/self/cgroup")
+		hybrid := err == nil && strings.Count(string(own), "\n") > 1
+		return &Cgroups{mount: fd, root: root, hybrid: hybrid}, nil
 	}
 	return nil, fmt.Errorf("finding the unified cgroup hierarchy: %w", os.ErrNotExist)
 }
@@ -120,6 +133,10 @@ func (c *Cgroups) Path(id uint64) string {
 	}
 	return path
 }
+
+// Hybrid reports whether hierarchies of version 1 exist beside this one: they
+// are more likely to name a container.
+func (c *Cgroups) Hybrid() bool { return c.hybrid }
 
 // Root is where the hierarchy is mounted.
 func (c *Cgroups) Root() string { return c.root }

@@ -1,0 +1,300 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcptrace/tcptrace/internal/host"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// Ways to follow a command.
+const (
+	FollowAuto   = "auto"   // a cgroup where one can be made, else forks
+	FollowCgroup = "cgroup" // a cgroup of its own
+	FollowForks  = "forks"  // every fork() is noted
+)
+
+// Options of [New].
+type Options struct {
+	Args   []string // the command and its arguments
+	Follow string   // FollowAuto if empty
+	Log    *zap.Logger
+}
+
+// Error is why the command could not be run, with the exit status that env(1)
+// has for it: 127 if it was not found, 126 if it cannot be executed.
+type Error struct {
+	Status int
+	Err    error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Find looks a command up as a shell does. The error is an [*Error].
+func Find(name string) (path string, err error) {
+	path, err = exec.LookPath(name)
+	if errors.Is(err, exec.ErrDot) {
+		err = nil // whoever has "." in PATH wants it
+	}
+	if err == nil {
+		return path, nil
+	}
+	return "", failed(name, err)
+}
+
+func failed(name string, err error) error {
+	why := err
+	var lookup *exec.Error
+	var path *os.PathError
+	switch {
+	case errors.As(err, &lookup):
+		why = lookup.Err
+	case errors.As(err, &path):
+		why = path.Err
+	}
+	status := 126
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		status = 127
+		if !strings.Contains(name, "/") {
+			why = errors.New("no such command in PATH")
+		}
+	}
+	return &Error{Status: status, Err: fmt.Errorf("running %s: %w", name, why)}
+}
+
+// Command is a command that is to be followed. Its methods may be called from
+// one goroutine at a time, but for Wait and Signal, which may run beside others.
+type Command struct {
+	args    []string
+	path    string
+	log     *zap.Logger
+	cgroup  *cgroup // one of the two
+	forks   *forks
+	memlock unix.Rlimit
+	process *os.Process
+	swept   time.Time
+}
+
+// New finds the command and prepares to follow it. Nothing runs yet. It notes
+// the limits that the command shall inherit, so it is to be called before
+// anything raises them. An error that is an [*Error] is about the command, any
+// other about following it.
+func New(o Options) (*Command, error) {
+	c := &Command{args: o.Args, log: o.Log}
+	if c.log == nil {
+		c.log = zap.NewNop()
+	}
+	if len(o.Args) == 0 || o.Args[0] == "" {
+		return nil, errors.New("there is no command to run")
+	}
+	var err error
+	if c.path, err = Find(o.Args[0]); err != nil {
+		return nil, err
+	}
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &c.memlock); err != nil {
+		return nil, fmt.Errorf("reading the limit of locked memory: %w", err)
+	}
+	if o.Follow != FollowForks {
+		c.cgroup, err = newCgroup()
+		if err == nil {
+			return c, nil
+		}
+		if o.Follow == FollowCgroup {
+			return nil, fmt.Errorf("following the command by a cgroup: %w", err)
+		}
+		c.log.Info("the command gets no cgroup of its own", zap.Error(err))
+	}
+	return c, c.useForks()
+}
+
+func (c *Command) useForks() (err error) {
+	if c.forks, err = newForks(); err != nil {
+		return fmt.Errorf("following the command by its forks: %w", err)
+	}
+	return nil
+}
+
+// Follow is the way it is followed, FollowCgroup or FollowForks.
+func (c *Command) Follow() string {
+	if c.cgroup != nil {
+		return FollowCgroup
+	}
+	return FollowForks
+}
+
+// Caveat says what this way of following can miss.
+func (c *Command) Caveat() string {
+	if c.cgroup != nil {
+		return "processes that leave the command's cgroup, or are started by another service on its behalf (docker, systemd-run), are not followed"
+	}
+	s := "processes that another service starts on its behalf (docker, systemd-run) are not followed"
+	if n := c.forks.lost(); n > 0 {
+		s += fmt.Sprintf("; %d descendants were too many to be followed", n)
+	}
+	return s
+}
+
+// Start runs the command with this process's standard input and output, its
+// environment and its other open files, as if a shell had started it. The error
+// is an [*Error] or about following.
+func (c *Command) Start() error {
+	// Where memory of BPF maps counts against a limit (before 5.11) it was
+	// raised meanwhile. The command gets what it would have had.
+	var raised unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &raised) == nil && raised != c.memlock {
+		if unix.Setrlimit(unix.RLIMIT_MEMLOCK, &c.memlock) == nil {
+			// The limit is for what this process does, which has its maps.
+			defer func() { _ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &raised) }()
+		}
+	}
+	if c.cgroup != nil {
+		err := c.exec(&syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(c.cgroup.fd.Fd())})
+		if err == nil || isExec(err) {
+			return err
+		}
+		// The command has not run: clone3() into the cgroup was refused, as
+		// by a seccomp filter.
+		c.log.Info("the command could not be started in a cgroup of its own", zap.Error(err))
+		if rerr := c.cgroup.remove(); rerr != nil {
+			c.log.Warn("the command's cgroup stays", zap.Error(rerr))
+		}
+		c.cgroup = nil
+		if err := c.useForks(); err != nil {
+			return err
+		}
+	}
+	if err := c.forks.arm(true); err != nil {
+		return err
+	}
+	return errors.Join(c.exec(nil), c.forks.arm(false))
+}
+
+func (c *Command) exec(attr *syscall.SysProcAttr) error {
+	p, err := os.StartProcess(c.path, c.args, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attr,
+	})
+	if err != nil {
+		return failed(c.args[0], err)
+	}
+	c.process = p
+	return nil
+}
+
+// isExec reports whether execve() failed, for which a cgroup makes no
+// difference. EACCES can be either's; then it fails again without.
+func isExec(err error) bool {
+	return slices.ContainsFunc([]error{unix.ENOENT, unix.ENOEXEC, unix.ENOTDIR, unix.E2BIG, unix.ELOOP, unix.ENAMETOOLONG, unix.EISDIR, unix.ELIBBAD, unix.ETXTBSY},
+		func(e error) bool { return errors.Is(err, e) })
+}
+
+// PID is the command's process id, as numbered here; 0 before Start.
+func (c *Command) PID() int {
+	if c.process == nil {
+		return 0
+	}
+	return c.process.Pid
+}
+
+// Status tells how a command ended.
+type Status struct {
+	Code   int            // what it exited with; of no meaning if Signal is not 0
+	Signal syscall.Signal // what killed it, 0 if it exited
+}
+
+// Exit is the status as shells have it: 128 and the signal's number for a
+// command that a signal killed.
+func (s Status) Exit() int {
+	if s.Signal != 0 {
+		return 128 + int(s.Signal)
+	}
+	return s.Code
+}
+
+// String is the status in words.
+func (s Status) String() string {
+	if s.Signal != 0 {
+		name := unix.SignalName(s.Signal)
+		if name == "" {
+			name = fmt.Sprintf("signal %d", int(s.Signal))
+		}
+		return "killed by " + name
+	}
+	return fmt.Sprintf("exit status %d", s.Code)
+}
+
+// Wait waits for the end of the command itself, not of what it left running.
+func (c *Command) Wait() (Status, error) {
+	state, err := c.process.Wait()
+	if err != nil {
+		return Status{}, fmt.Errorf("waiting for %s: %w", c.args[0], err)
+	}
+	ws, ok := state.Sys().(syscall.WaitStatus)
+	if !ok {
+		return Status{Code: state.ExitCode()}, nil
+	}
+	if ws.Signaled() {
+		return Status{Signal: ws.Signal()}, nil
+	}
+	return Status{Code: ws.ExitStatus()}, nil
+}
+
+// Signal sends a signal to the command. That it has ended is no error.
+func (c *Command) Signal(s os.Signal) error {
+	if err := c.process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("sending %v to %s: %w", s, c.args[0], err)
+	}
+	return nil
+}
+
+// Event reports whether the process that did something (event.FlagProcess) is
+// the command or a descendant of it.
+func (c *Command) Event(e *event.Event) bool {
+	if c.cgroup != nil {
+		return c.cgroup.event(e)
+	}
+	if now := time.Now(); now.Sub(c.swept) > time.Second {
+		c.swept = now
+		c.forks.sweep(host.Now())
+	}
+	return c.forks.event(e)
+}
+
+// Process reports the same of a process that was found in /proc.
+func (c *Command) Process(p event.Process) bool {
+	if c.cgroup != nil {
+		return c.cgroup.process(p)
+	}
+	return c.forks.process(p)
+}
+
+// Running lists descendants that live: by a cgroup as numbered here, by forks
+// as the kernel numbers them.
+func (c *Command) Running() []uint32 {
+	if c.cgroup != nil {
+		return c.cgroup.processes()
+	}
+	return c.forks.processes()
+}
+
+// Close stops following. What still runs goes on; the command's cgroup is
+// removed, and what is in it moved to where it would have been without it.
+func (c *Command) Close() error {
+	if c.cgroup != nil {
+		return c.cgroup.remove()
+	}
+	if c.forks != nil {
+		return c.forks.close()
+	}
+	return nil
+}

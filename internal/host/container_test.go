@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -33,9 +34,9 @@ func TestNamespaceNamedByContainer(t *testing.T) {
 	}
 	defer os.Remove(leaf)
 
-	ns := newNamespace(t)
 	cmd := exec.Command("sleep", "60")
-	if err := ns.Do(cmd.Start); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -49,8 +50,13 @@ func TestNamespaceNamedByContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	inode, ok := netnsLink("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	if !ok {
+		t.Fatal("the process has no network namespace")
+	}
+
 	const want = "docker 0123456789ab"
-	got, err := FindNetns(uint32(ns.Inode()))
+	got, err := FindNetns(inode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +70,7 @@ func TestNamespaceNamedByContainer(t *testing.T) {
 	named := 0
 	for _, n := range list {
 		switch {
-		case n.Inode == uint32(ns.Inode()):
+		case n.Inode == inode:
 			named++
 			if n.Name != want {
 				t.Errorf("Namespaces: name %q, want %q", n.Name, want)

@@ -22,13 +22,20 @@ import (
 	"github.com/tcptrace/tcptrace/tracer"
 )
 
-// Exit statuses. 3 is for verdicts found where asked to fail.
+// Exit statuses.
 const (
 	exitOK        = 0
 	exitFailed    = 1
 	exitUsage     = 2
+	exitVerdict   = 3 // a verdict was found that was to be a failure
 	exitForbidden = 4 // not permitted or not supported here
 )
+
+// exitStatus ends tcptrace with a status and without a word: that of a command
+// that was run.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // failure is an error with what to do about it and the exit status.
 type failure struct {
@@ -74,6 +81,10 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 func (u *ui) finish(err error) int {
 	if err == nil {
 		return exitOK
+	}
+	var ended exitStatus
+	if errors.As(err, &ended) {
+		return int(ended)
 	}
 	var f *failure
 	var bad *filter.Error

@@ -22,7 +22,7 @@ import (
 	"github.com/tcptrace/tcptrace/tracer"
 )
 
-// watching is what watch and demo have in common.
+// watching is what watch, demo and run have in common.
 type watching struct {
 	attach    string
 	show      string
@@ -32,6 +32,8 @@ type watching struct {
 	readyFile string
 	rules     diagnose.Options
 	filter    filter.Filter
+	out       render.Renderer // nil: what --output asks for
+	scope     pipeline.Scope  // nil: all processes
 }
 
 func newWatch(u *ui) *cobra.Command {
@@ -191,11 +193,15 @@ func (u *ui) watch(ctx context.Context, w watching, show pipeline.Show, ready fu
 		return nil, err
 	}
 	defer t.Close()
+	out := w.out
+	if out == nil {
+		out = u.renderer(self.Inode)
+	}
 	return pipeline.Run(ctx, pipeline.Config{
 		Options: pipeline.Options{
-			Out: u.renderer(self.Inode), Show: show, Filter: w.filter, Count: w.count, Diagnose: w.rules,
+			Out: out, Show: show, Filter: w.filter, Count: w.count, Diagnose: w.rules,
 		},
-		Tracer: t, Version: versionName(), Host: name, Duration: w.duration, Ready: ready, Log: u.log,
+		Tracer: t, Scope: w.scope, Version: versionName(), Host: name, Duration: w.duration, Ready: ready, Log: u.log,
 	})
 }
 

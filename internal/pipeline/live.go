@@ -38,6 +38,7 @@ type Config struct {
 	Version  string
 	Host     string
 	Duration time.Duration // 0: until the context ends
+	Scope    Scope         // the processes that the run is about; nil: all
 	// Ready is called once everything that happens from now on will be seen,
 	// and older sockets are known. Its error ends the run. May be nil.
 	Ready func() error
@@ -129,6 +130,7 @@ func Run(ctx context.Context, cfg Config) (*render.Summary, error) {
 	if _, err := rand.Read(o.Timeline.Key[:]); err != nil {
 		return nil, fmt.Errorf("making a key for connection names: %w", err)
 	}
+	o.Scoped = cfg.Scope != nil
 	l.m = NewMachine(o)
 	l.m.SetClock(render.Clock{Offset: host.ClockOffset()})
 	l.audit.tracer = cfg.Tracer
@@ -308,6 +310,9 @@ func (l *live) snapshot(spaces []host.Netns) {
 				told[owner.PID] = true
 				if p, err := host.ReadProcess(owner.PID); err == nil {
 					l.m.Process(p)
+					if l.Scope != nil {
+						l.m.Member(p.PID, p.Comm, l.Scope.Process(p))
+					}
 				}
 			}
 			l.m.Snapshot(e, owner.PID, owner.Comm)
@@ -382,6 +387,9 @@ func (l *live) handle(batch []event.Event) {
 		}
 		if e.Flags&event.FlagProcess != 0 && (e.PID != last.PID || e.Comm != last.Comm || e.Cgroup != last.Cgroup) {
 			last.PID, last.Comm, last.Cgroup = e.PID, e.Comm, e.Cgroup
+			if l.Scope != nil {
+				l.m.Member(e.PID, e.Comm.String(), l.Scope.Event(e))
+			}
 			if now := (seen{e.Comm, e.Cgroup}); l.procs[e.PID] != now {
 				if len(l.procs) >= maxPIDs {
 					clear(l.procs)
@@ -404,8 +412,9 @@ func (l *live) cgroupOf(e *event.Event) string {
 		}
 		l.paths[e.Cgroup] = path
 	}
-	if path == "" || path == "/" {
-		// cgroup v1 has its own tree, or the id cannot be looked up.
+	if path == "" || path == "/" || l.cgroups.Hybrid() {
+		// cgroup v1 has its own tree, which may name a container, or the id
+		// cannot be looked up.
 		if p, err := host.ReadProcess(e.PID); err == nil && p.Comm == e.Comm.String() && p.Cgroup != "" {
 			return p.Cgroup
 		}

@@ -26,6 +26,7 @@ type Options struct {
 	Out      render.Renderer
 	Show     Show
 	Filter   filter.Filter
+	Scoped   bool             // only what belongs to processes that Member told of
 	Count    uint64           // things to show before Done, 0: no limit
 	Timeline timeline.Options // its Observer is the machine's
 	Diagnose diagnose.Options
@@ -56,6 +57,8 @@ type Machine struct {
 	finished bool
 	counts   map[string]uint64 // by code, of verdicts that had their last word
 	final    []*render.Verdict
+	members  *members // nil: of all processes
+	ours     uint64   // connections of members that ended
 }
 
 // maxFinal bounds the verdicts of a summary: more are counted only.
@@ -85,6 +88,9 @@ func NewMachine(o Options) *Machine {
 		cgroups: make(map[uint32]string),
 		growing: make(map[verdictKey]growth),
 		counts:  make(map[string]uint64),
+	}
+	if o.Scoped {
+		m.members = newMembers()
 	}
 	m.engine = diagnose.New(o.Diagnose, diagnose.SinkFunc(m.verdict))
 	o.Timeline.Observer = (*gate)(m)
@@ -172,7 +178,7 @@ func (m *Machine) Finish(now int64, s render.Summary) (*render.Summary, error) {
 	m.engine.Finish(m.now, m.tracker)
 	stats := m.tracker.Stats()
 	s.Time = m.clock.Stamp(m.now)
-	s.Connections = stats.Connections
+	s.Connections = m.connections(stats.Connections)
 	s.Evicted = stats.Evicted
 	s.Events = m.events
 	s.Lost = m.lost
@@ -236,6 +242,9 @@ func (g *gate) Ended(c *timeline.Conn) {
 	m.cur = c
 	m.engine.Ended(c)
 	m.cur = nil
+	if m.members != nil && m.meant(c.Owner()) {
+		m.ours++
+	}
 	well := diagnose.Well(c)
 	if !well {
 		m.recent[m.recentPos] = c
@@ -256,7 +265,7 @@ func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {
 	m := (*Machine)(g)
 	o := l.Owner()
 	if m.o.Show.Events && e.Kind == timeline.EntryListen && m.o.Filter.MatchState(event.StateListen) &&
-		m.o.Filter.MatchProcess(o.PID, o.Comm, o.Cgroup) && len(m.o.Filter.Codes) == 0 {
+		m.o.Filter.MatchProcess(o.PID, o.Comm, o.Cgroup) && m.meant(o) && len(m.o.Filter.Codes) == 0 {
 		m.show(func() error { return m.o.Out.Event(render.NewListen(l, e, m.clock)) })
 	}
 }
@@ -275,6 +284,9 @@ func (g *gate) Tick(now int64, t *timeline.Tracker) { g.engine.Tick(now, t) }
 // verdicts, which can change while it lives.
 func (m *Machine) owned(c *timeline.Conn) bool {
 	f := &m.o.Filter
+	if !m.meant(c.Owner()) {
+		return false
+	}
 	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
 		o := c.Owner()
 		if !f.MatchProcess(o.PID, o.Comm, o.Cgroup) {
@@ -342,7 +354,7 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 // asked reports whether the filter means a verdict.
 func (m *Machine) asked(v *diagnose.Verdict) bool {
 	f := &m.o.Filter
-	if !f.MatchCode(v.Code) {
+	if !f.MatchCode(v.Code) || !m.meantVerdict(v) {
 		return false
 	}
 	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {

@@ -191,13 +191,12 @@ func TestRandom(t *testing.T) {
 
 // codesOf plays steps and returns the verdicts that came out.
 func codesOf(t *testing.T, script string, steps []timelinetest.Step) []string {
-	caps := fullCapabilities()
-	if strings.Contains(script, "# no reasons") {
-		caps.RSTReasons, caps.HasRSTReason = nil, false
-	}
+	caps := capsOf(script)
 	w := newWitness(t, caps, diagnose.Options{})
 	w.observe(timeline.Options{Capabilities: caps})
-	w.tracker.Namespace(event.Namespace{Inode: timelinetest.Netns, Known: true, Sysctls: event.Sysctls{SYNRetries: 6, SYNACKRetries: 5}})
+	if !strings.Contains(script, "# sysctls unknown") {
+		w.tracker.Namespace(knownNamespace)
+	}
 	w.run(steps)
 	var codes []string
 	for _, v := range w.verdicts {

@@ -106,7 +106,7 @@ func torture(t *testing.T, seed uint64, scripts []timelinetest.Script, most int)
 
 var knownNamespace = event.Namespace{Inode: timelinetest.Netns, Known: true, Sysctls: event.Sysctls{
 	Somaxconn: 4096, SYNRetries: 6, SYNACKRetries: 5, SYNCookies: 1, Retries2: 15, KeepaliveTime: 7200, KeepaliveInterval: 75, KeepaliveProbes: 9,
-	FinTimeout: 60, MaxTWBuckets: 16, PortRangeLow: 32768, PortRangeHigh: 60999}}
+	FinTimeout: 60, PortRangeLow: 40000, PortRangeHigh: 40019, TWReuse: 2, MaxTWBuckets: 24}}
 
 // TestTorture: nothing panics, no bound is passed, the same events give the
 // same verdicts byte for byte, and each verdict has had the events it needs.
@@ -169,6 +169,11 @@ func capsOf(script string) event.Capabilities {
 	}
 	caps.HasAccept = !strings.Contains(script, "# no accept")
 	caps.HasACKDrops = !strings.Contains(script, "# no ack drops")
+	caps.HasAllRSTSent = !strings.Contains(script, "# no rsts")
+	caps.HasRequestAborts = !strings.Contains(script, "# no aborts")
+	if strings.Contains(script, "# no drop reasons") {
+		caps.DropReasons, caps.HasDropReasons = nil, false
+	}
 	return caps
 }
 

@@ -22,9 +22,14 @@ var update = flag.Bool("update", false, "rewrite the expected part of testdata")
 var reasons = map[uint32]string{1: "NO_SOCKET", 8: "TCP_ABORT_ON_DATA", 10: "INVALID_SYN", 11: "TCP_ABORT_ON_CLOSE",
 	14: "TCP_STATE", 15: "TCP_KEEPALIVE_TIMEOUT"}
 
+var dropReasons = map[uint32]string{2: "NOT_SPECIFIED", 5: "TCP_CSUM", 8: "NETFILTER_DROP", 12: "IP_RPFILTER",
+	27: "SOCKET_BACKLOG", 36: "TCP_RFC7323_PAWS"}
+
 func fullCapabilities() event.Capabilities {
 	return event.Capabilities{Identity: event.IdentityCookie, HasAccept: true, HasSYNDrops: true, HasACKDrops: true,
-		HasRSTReason: true, HasAllRSTSent: true, HasListenArg: true, RSTReasons: reasons}
+		HasRSTReason: true, HasAllRSTSent: true, HasListenArg: true, RSTReasons: reasons,
+		HasRequestAborts: true, HasBindFailures: true, HasProbes: true, HasDrops: true, HasDropReasons: true, HasMemory: true,
+		HasTimeWaitOverflow: true, DropReasons: dropReasons}
 }
 
 // play runs a script through a tracker and an engine and writes down what
@@ -105,24 +110,11 @@ func runScript(t *testing.T, script string) *player {
 	if err != nil {
 		t.Fatal(err)
 	}
-	caps := fullCapabilities()
-	if strings.Contains(script, "# identity: address") {
-		caps.Identity = event.IdentityAddress
-	}
-	if strings.Contains(script, "# no reasons") {
-		caps.RSTReasons, caps.HasRSTReason = nil, false
-	}
-	if strings.Contains(script, "# no accept") {
-		caps.HasAccept = false
-	}
-	if strings.Contains(script, "# no ack drops") {
-		caps.HasACKDrops = false
-	}
+	caps := capsOf(script)
 	p := newPlayer(caps)
 	p.brief = strings.Contains(script, "# verdicts only")
 	if !strings.Contains(script, "# sysctls unknown") {
-		p.tracker.Namespace(event.Namespace{Inode: timelinetest.Netns, Known: true, Sysctls: event.Sysctls{
-			Somaxconn: 4096, SYNRetries: 6, SYNACKRetries: 5, SYNCookies: 1, KeepaliveTime: 7200, KeepaliveInterval: 75, KeepaliveProbes: 9}})
+		p.tracker.Namespace(knownNamespace)
 	}
 	p.run(steps)
 	return p

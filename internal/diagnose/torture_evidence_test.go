@@ -175,9 +175,10 @@ var necessary = map[string]row{
 		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == kindSegmentDropped },
 	}}},
 	"port-exhaustion": {needs: []need{{
-		what: "SYN_SENT to CLOSE without a local port, or with EADDRNOTAVAIL",
+		what: "SYN_SENT to CLOSE without a local port, or with EADDRNOTAVAIL, or bind() that found no port",
 		is: func(k *knowledge, e *event.Event) bool {
-			return to(e, event.StateSynSent, event.StateClose) && (e.Local.Port() == 0 || e.Err == errUnavailable)
+			return to(e, event.StateSynSent, event.StateClose) && (e.Local.Port() == 0 || e.Err == errUnavailable) ||
+				e.Kind == kindBindFailed && e.Err == errInUse && e.Local.Port() == 0
 		},
 	}}},
 	"bind-conflict": {needs: []need{{

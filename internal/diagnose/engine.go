@@ -20,6 +20,7 @@ type Options struct {
 	SlowAccept   time.Duration // in the accept queue for longer is slow, 200 ms
 	ZeroWindow   time.Duration // a receive window shut for longer is a stall, 5 s
 	Backoff      time.Duration // data unacknowledged for longer is worth telling before the kernel gives up, 15 s
+	Aftermath    time.Duration // a segment this soon after its connection's end was on its way, 60 s
 	TimeWait     float64       // TIME_WAIT in more than this share of the port range is a pile-up, 0.5
 	Interval     time.Duration // a growing verdict is handed out at most once in this time, 1 s
 	MaxVerdicts  int           // kept at a time, 1,024
@@ -34,6 +35,7 @@ func (o *Options) fill() {
 	or(&o.SlowAccept, 200*time.Millisecond)
 	or(&o.ZeroWindow, 5*time.Second)
 	or(&o.Backoff, 15*time.Second)
+	or(&o.Aftermath, time.Minute)
 	or(&o.TimeWait, 0.5)
 	or(&o.Interval, time.Second)
 	or(&o.MaxVerdicts, 1024)

@@ -91,8 +91,10 @@ type resets struct {
 
 // Ended waits for the RST, which follows the close.
 func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
-	if c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]|1<<codeIndex[codeImmediateClose]) != 0 {
-		return // named already
+	for _, code := range []string{codeAcceptQueueOverflow, codeImmediateClose, codeKeepaliveTimeout, codeAbortedOnMemory} {
+		if c.Tag&(1<<codeIndex[code]) != 0 {
+			return // named already
+		}
 	}
 	k, state, at, ok := resetBy(x, c)
 	if !ok {

@@ -1,0 +1,198 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const codePAWSRejected = "paws-rejected"
+
+// pawsHurts is how many segments of one connection that are refused are more
+// than late copies of what was retransmitted.
+const pawsHurts = 3
+
+var docPAWSRejected = Doc{
+	Code:     codePAWSRejected,
+	Severity: Warning,
+	Summary:  "segments were refused because their timestamps are older than those before (PAWS, RFC 7323)",
+	Meaning: `With TCP timestamps, a segment whose timestamp lies before the newest one of its connection is taken for a leftover of old times and dropped. That is right for leftovers. It hits live traffic where one address and port stand for several clocks: hosts behind NAT or a load balancer of which each has a clock of its own, a middlebox that rewrites timestamps or goes back to an older state, a virtual machine that was set back.
+
+The phase says what was refused. established: data of a living connection; the sender hears the last ACK again, retransmits, and stalls. time-wait: a new SYN, from an address and port that were in use shortly before; the client hears an ACK instead of SYN-ACK, and connects late or not at all. request: the ACK that completes a handshake; the connection comes late or not at all.
+
+On an established connection it is information up to two segments: a late copy of a segment that was retransmitted meanwhile is refused so, and nobody misses it. From the third on, and in the other phases, it is a warning.
+
+Not reported: old pure ACKs that were overtaken on their way (TCP_RFC7323_PAWS_ACK), which do no harm.`,
+	Counts: "segments",
+	Evidence: []DocKey{
+		{"count", "count", "segments refused so far"},
+		{"phase", "", "established, time-wait or request"},
+		{"reason", "", "the kernel's name, enum skb_drop_reason"},
+		{"connections", "count", "of how many remote addresses and ports"},
+		{"remote", "", "one of them, the newest"},
+	},
+	Fix: []string{
+		"look at what stands between: NAT, load balancers and proxies that let several hosts share one address must not pass on their timestamps unchanged, or must not use a port again within a minute",
+		"time-wait: let the client close first, or the NAT have more addresses and ports, so that ports are not used again so soon",
+		"as a last resort net.ipv4.tcp_timestamps=0 at the server: it costs RTT measurement and protection on fast links",
+	},
+	Counters: []string{"TcpExt.PAWSEstab", "TcpExt.PAWSTimewait"},
+	Source: []string{
+		"net/ipv4/tcp_input.c: tcp_validate_incoming()",
+		"net/ipv4/tcp_minisocks.c: tcp_timewait_state_process(), tcp_check_req()",
+	},
+}
+
+// isPAWS reports whether enum skb_drop_reason's name says that a segment was
+// refused for its timestamps: not a drop by this host's own will.
+func isPAWS(name string) bool {
+	return strings.HasPrefix(name, "TCP_RFC7323_") && strings.Contains(name, "PAWS")
+}
+
+// oldACK is how the kernel names an old pure ACK, from 6.14 on.
+const oldACK = "TCP_RFC7323_PAWS_ACK"
+
+const (
+	phaseTimeWait = "time-wait"
+	phaseRequest  = "request"
+)
+
+type pawsRejected struct {
+	found groups[Key, *refusedOld]
+}
+
+func newPAWSRejected() *pawsRejected {
+	return &pawsRejected{groups[Key, *refusedOld]{max: 1024}}
+}
+
+func (*pawsRejected) Code() string { return codePAWSRejected }
+func (*pawsRejected) Doc() Doc     { return docPAWSRejected }
+
+type refusedOld struct {
+	at     netip.AddrPort
+	kind   string
+	owner  timeline.Owner
+	phase  string
+	reason string
+	count  uint64
+	most   uint64 // of one connection
+	from   map[netip.AddrPort]uint64
+	more   bool // than from holds
+	newest netip.AddrPort
+}
+
+func (r *pawsRejected) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind != timeline.EntrySegmentDropped || e.Outbound() {
+		return
+	}
+	reason := c.DropReasonName(e)
+	if !isPAWS(reason) || reason == oldACK {
+		return
+	}
+	at, kind := place(c)
+	phase := phaseEstablished
+	switch {
+	case strings.Contains(reason, "_TW_") || c.State() == event.StateTimeWait:
+		phase = phaseTimeWait
+	case c.Phase() == timeline.PhaseRequest || c.Phase() == timeline.PhaseAttempt:
+		phase = phaseRequest
+	}
+	key := Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: at, What: phase}
+	f := r.finding(key, kind, c.Owner())
+	f.add(reason, c.Remote(), 1)
+	x.Report(r, key, f, e.Until(), 1, c)
+}
+
+// Incident hears of segments for which there is no connection: only a
+// minisocket or a half-open request that was not seen.
+func (r *pawsRejected) Incident(x *Engine, in *timeline.Incident) {
+	if in.Kind != timeline.IncidentSegmentDropped || in.Out {
+		return
+	}
+	reason := x.o.Capabilities.DropReasons[in.Reason]
+	if !isPAWS(reason) || reason == oldACK {
+		return
+	}
+	const syn = 2
+	phase := phaseEstablished
+	switch {
+	case strings.Contains(reason, "_TW_") || in.TCPFlags&syn != 0:
+		phase = phaseTimeWait
+	case in.Listener != nil:
+		phase = phaseRequest
+	}
+	key := Key{Netns: in.Netns, Addr: in.Local, What: phase}
+	kind := "port"
+	var owner timeline.Owner
+	if in.Listener != nil {
+		key.Addr, kind, owner = in.Listener.Addr, "listener", in.Listener.Owner()
+		key.PID = owner.PID
+	}
+	f := r.finding(key, kind, owner)
+	n := max(in.Count, 1)
+	f.add(reason, in.Remote, n)
+	x.Report(r, key, f, in.At, n)
+}
+
+func (r *pawsRejected) finding(k Key, kind string, owner timeline.Owner) *refusedOld {
+	p := r.found.make(k)
+	if *p == nil {
+		*p = &refusedOld{at: k.Addr, kind: kind, owner: owner, phase: k.What, from: make(map[netip.AddrPort]uint64)}
+	}
+	return *p
+}
+
+func (f *refusedOld) add(reason string, from netip.AddrPort, n uint64) {
+	f.reason = reason
+	f.count += n
+	if !from.IsValid() {
+		f.more = true
+		return
+	}
+	f.newest = from
+	if _, known := f.from[from]; !known && len(f.from) >= maxAddresses {
+		f.more = true
+		return
+	}
+	f.from[from] += n
+	f.most = max(f.most, f.from[from])
+}
+
+func (f *refusedOld) Describe(x *Engine, v *Verdict) {
+	v.Severity, v.Confidence = Warning, Certain
+	v.Which = f.phase
+	v.Subject = Subject{f.kind, destination(f.at)}
+	v.Process = process(f.owner)
+	segments := fmt.Sprintf("%d segments", f.count)
+	if f.count == 1 {
+		segments = "a segment"
+	}
+	v.Fix = docPAWSRejected.Fix[:1]
+	switch f.phase {
+	case phaseTimeWait:
+		v.Story = fmt.Sprintf("%s for sockets in TIME_WAIT at %s refused for old timestamps: another clock behind an address and port that were just in use", segments, destination(f.at))
+		v.Fix = docPAWSRejected.Fix
+	case phaseRequest:
+		v.Story = fmt.Sprintf("%s that would complete a handshake with %s refused: timestamps older than the SYN's", segments, destination(f.at))
+	default:
+		v.Story = fmt.Sprintf("%s on established connections of %s refused for old timestamps", segments, f.owner.Name())
+		if f.most < pawsHurts {
+			v.Severity = Info
+			v.Story += ": as late copies of retransmitted segments are"
+		}
+	}
+	connections := Fact{Key: "connections", Value: int64(len(f.from))}
+	if f.more {
+		connections.Note = "at least"
+	}
+	v.Evidence = Evidence{
+		{Key: "count", Value: f.count},
+		{Key: "phase", Value: f.phase},
+		{Key: "reason", Value: f.reason},
+		connections,
+		{Key: "remote", Value: destination(f.newest)},
+	}
+}

@@ -1,0 +1,246 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+const codeRetransmissionTimeout = "retransmission-timeout"
+
+var docRetransmissionTimeout = Doc{
+	Code:     codeRetransmissionTimeout,
+	Severity: Error,
+	Summary:  "data went unacknowledged until the kernel gave up, or for long",
+	Meaning: `The kernel sends unacknowledged data again after about 0.2 s, then after twice as long each time, up to 120 s. It gives up after net.ipv4.tcp_retries2 rounds (15: between 13 and 30 minutes), or when the socket's own TCP_USER_TIMEOUT has passed, and the application gets ETIMEDOUT, or what the last ICMP message said (EHOSTUNREACH, ENETUNREACH). Which of the two limits it was, the kernel does not say; only where it gave up long before tcp_retries2 allows, it must have been the other. What had not been acknowledged may or may not have reached the peer.
+
+While the kernel still tries, it is a warning, once data has been unacknowledged for longer than --backoff (15 s: that is after six or seven attempts; losses that matter to nobody are over after one or two). It is an error when the kernel gives up.
+
+The peer, or the way to it, was gone without a word. Not this: SYNs that are never answered (connect-timeout), a peer that keeps its window shut (zero-window), keepalive without data outstanding (keepalive-timeout), a lone FIN that is not acknowledged (fin-wait-stuck).`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"retransmits", "count", "how often data was sent again in a row, the most"},
+		{"unacked_bytes", "bytes", "written and not acknowledged, the most"},
+		{"waited_ms", "ms", "from the first retransmission to the end, or to the newest one, the longest"},
+		{"gave_up", "count", "connections that the kernel has given up; the rest lived when last seen"},
+		{"errno", "", "ETIMEDOUT, or what an ICMP message said; null while the kernel tries"},
+		{"limit", "", "TCP_USER_TIMEOUT where it must have been that; else null"},
+		{"orphan", "", "the process had closed already: nobody was told"},
+	},
+	Fix: []string{
+		"look at the peer and the way to it: the host, its firewall, the routes, and whether only large segments get lost (path MTU)",
+		"if the application must notice sooner, set TCP_USER_TIMEOUT on its sockets, or a timeout of its own",
+	},
+	Counters: []string{"TcpExt.TCPTimeouts", "Tcp.RetransSegs", "TcpExt.TCPAbortOnTimeout"},
+	Source:   []string{"net/ipv4/tcp_timer.c: tcp_retransmit_timer(), tcp_write_timeout(), retransmits_timed_out()"},
+}
+
+// retransmissionTimeout follows runs of retransmissions without progress.
+type retransmissionTimeout struct {
+	found groups[Key, *silentPeers]
+	runs  groups[*timeline.Conn, backoffRun]
+}
+
+// backoffRun is a run of retransmissions in which nothing was acknowledged.
+type backoffRun struct {
+	begun   int64 // of the first retransmission
+	last    int64
+	sent    uint64 // bytes sent in all, as long as there was no progress
+	unacked uint32
+	n       int // retransmissions
+	told    bool
+}
+
+func newRetransmissionTimeout() *retransmissionTimeout {
+	return &retransmissionTimeout{
+		found: groups[Key, *silentPeers]{max: 4096},
+		runs:  groups[*timeline.Conn, backoffRun]{max: 8192},
+	}
+}
+
+func (*retransmissionTimeout) Code() string { return codeRetransmissionTimeout }
+func (*retransmissionTimeout) Doc() Doc     { return docRetransmissionTimeout }
+
+type silentPeers struct {
+	at          netip.AddrPort
+	kind        string
+	owner       timeline.Owner
+	retransmits int
+	unacked     uint32
+	waited      time.Duration
+	waitKnown   bool
+	gaveUp      int64
+	errno       uint16
+	user        bool // it must have been TCP_USER_TIMEOUT
+	retries2    int
+	orphan      bool
+}
+
+// Entry looks at each retransmission: at that moment the data is surely not
+// acknowledged.
+func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind != timeline.EntryRetransmitted && e.Kind != timeline.EntryRTO {
+		return
+	}
+	t := c.Traffic()
+	if t.Unacked == 0 { // a FIN alone
+		return
+	}
+	at := e.Until()
+	run := r.runs.make(c)
+	// Whatever is acknowledged makes room for new data to be sent, or leaves
+	// less of it unacknowledged.
+	if run.begun == 0 || t.BytesSent > run.sent || t.Unacked < run.unacked || at < run.last {
+		*run = backoffRun{begun: at, told: run.told}
+	}
+	run.last, run.sent, run.unacked = at, t.BytesSent, t.Unacked
+	if e.Kind == timeline.EntryRetransmitted {
+		run.n++
+	}
+	if at-run.begun < int64(x.o.Backoff) || e.Backoff() == 0 {
+		return
+	}
+	f, key := r.finding(c)
+	f.take(run.n, t.Unacked, time.Duration(at-run.begun), true)
+	var n uint64
+	if !run.told {
+		run.told, n = true, 1
+	}
+	x.Report(r, key, f, at, n, c)
+}
+
+// Ended tells of those that the kernel gave up.
+func (r *retransmissionTimeout) Ended(x *Engine, c *timeline.Conn) {
+	closed := retransmissionEnd(c)
+	run := r.runs.get(c)
+	if closed == nil {
+		if run != nil {
+			*run = backoffRun{} // it keeps the connection in memory for a while, no more
+		}
+		return
+	}
+	f, key := r.finding(c)
+	n := uint64(1)
+	retransmits := closed.Backoff() // at least
+	var waited time.Duration
+	known := run != nil && run.begun != 0 && run.begun <= closed.At
+	if known {
+		waited = time.Duration(closed.At - run.begun)
+		retransmits = max(retransmits, run.n)
+		if run.told {
+			n = 0
+		}
+	}
+	f.take(retransmits, c.Traffic().Unacked, waited, known)
+	f.gaveUp++
+	f.errno = closed.Err()
+	f.orphan = c.Orphan()
+	if s := x.netns[c.Netns()]; s.Known {
+		f.retries2 = s.Sysctls.Retries2
+		f.user = known && !f.orphan && closed.Err() == errnoTimedOut && waited < leastPatience(f.retries2)/2
+	}
+	x.Report(r, key, f, closed.At, n, c)
+}
+
+// retransmissionEnd returns with which entry the kernel gave c up because data
+// was not acknowledged, nil if it did not.
+func retransmissionEnd(c *timeline.Conn) *timeline.Entry {
+	closed := c.Find(timeline.EntryClosed)
+	if closed == nil || closed.ByProcess() || !silence(closed.Err()) || c.Traffic().Unacked == 0 {
+		return nil
+	}
+	switch closed.Old() {
+	case event.StateEstablished, event.StateCloseWait, event.StateFinWait1, event.StateClosing, event.StateLastAck:
+	default:
+		return nil
+	}
+	// Where it is the probes of a shut window that went unanswered, the
+	// retransmission timer did not run.
+	if closed.Backoff() == 0 {
+		return nil
+	}
+	return closed
+}
+
+// leastPatience is how long net.ipv4.tcp_retries2 has the kernel try at least,
+// as it computes it itself (tcp_model_timeout), for the smallest first timeout
+// of 200 ms.
+func leastPatience(retries2 int) time.Duration {
+	const first, most = 200 * time.Millisecond, 120 * time.Second
+	const doubling = 9 // ilog2(most/first)
+	if retries2 <= doubling {
+		return (2<<max(retries2, 0) - 1) * first
+	}
+	return (2<<doubling-1)*first + time.Duration(min(retries2, 255)-doubling)*most
+}
+
+func (r *retransmissionTimeout) finding(c *timeline.Conn) (*silentPeers, Key) {
+	key := Key{Netns: c.Netns(), PID: c.Owner().PID}
+	var kind string
+	key.Addr, kind = place(c)
+	p := r.found.make(key)
+	if *p == nil {
+		*p = &silentPeers{at: key.Addr, kind: kind, owner: c.Owner()}
+	}
+	return *p, key
+}
+
+func (f *silentPeers) take(retransmits int, unacked uint32, waited time.Duration, known bool) {
+	f.retransmits = max(f.retransmits, retransmits)
+	f.unacked = max(f.unacked, unacked)
+	if known {
+		f.waited, f.waitKnown = max(f.waited, waited), true
+	}
+}
+
+func (f *silentPeers) Describe(x *Engine, v *Verdict) {
+	v.Severity, v.Confidence = Warning, Likely
+	if f.gaveUp > 0 {
+		v.Severity, v.Confidence = Error, Certain
+	}
+	v.Subject = Subject{f.kind, destination(f.at)}
+	v.Process = process(f.owner)
+	whose := ""
+	if f.owner.Known() {
+		whose = " of " + f.owner.Name()
+	}
+	if v.Count > 1 {
+		whose += fmt.Sprintf(", on the worst of %d connections,", v.Count)
+	}
+	waited := Fact{Key: "waited_ms", Value: int64(f.waited / time.Millisecond)}
+	how := fmt.Sprintf("sent again %s in %s", times(f.retransmits), timeline.Duration(f.waited))
+	if !f.waitKnown {
+		waited = Fact{Key: "waited_ms", Note: "the retransmissions were not seen"}
+		how = fmt.Sprintf("sent again at least %s", times(f.retransmits))
+	}
+	errno := Fact{Key: "errno", Note: "the kernel had not given up when last seen"}
+	limit := Fact{Key: "limit", Note: "the kernel had not given up when last seen"}
+	if f.gaveUp > 0 {
+		errno = Fact{Key: "errno", Value: timeline.Errno(f.errno)}
+		v.Story = fmt.Sprintf("%s%s went unacknowledged, %s, and the kernel gave up (%s)",
+			Bytes(uint64(f.unacked)), whose, how, timeline.Errno(f.errno))
+		if f.orphan {
+			v.Story += ", with the socket closed already"
+		}
+		limit.Note = "tcp_retries2 or the socket's TCP_USER_TIMEOUT: the kernel does not say"
+		if f.user {
+			limit = Fact{Key: "limit", Value: "TCP_USER_TIMEOUT", Note: fmt.Sprintf("tcp_retries2 is %d: at least %s", f.retries2, timeline.Duration(leastPatience(f.retries2)))}
+		}
+	} else {
+		v.Story = fmt.Sprintf("%s%s went unacknowledged, %s: the peer or the way to it is gone, or was for so long",
+			Bytes(uint64(f.unacked)), whose, how)
+	}
+	v.Evidence = Evidence{
+		{Key: "retransmits", Value: int64(f.retransmits)},
+		{Key: "unacked_bytes", Value: int64(f.unacked)},
+		waited,
+		{Key: "gave_up", Value: f.gaveUp},
+		errno,
+		limit,
+		{Key: "orphan", Value: f.orphan},
+	}
+	v.Fix = docRetransmissionTimeout.Fix
+}

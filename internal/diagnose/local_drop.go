@@ -136,15 +136,26 @@ func (d dropped) by() string {
 	switch d.reason {
 	case "":
 		if d.where == "nf_hook_slow" {
-			return "netfilter (a firewall rule)"
+			return "netfilter, on this host,"
 		}
 		return "this host"
 	case "NETFILTER_DROP":
-		return "netfilter (a firewall rule)"
+		return "netfilter, on this host,"
 	case "IP_RPFILTER":
-		return "reverse path filtering (rp_filter)"
+		return "reverse path filtering (rp_filter) of this host"
 	}
 	return "this host (" + d.reason + ")"
+}
+
+// short names it in a word.
+func (d dropped) short() string {
+	switch {
+	case d.reason == "NETFILTER_DROP", d.reason == "" && d.where == "nf_hook_slow":
+		return "netfilter"
+	case d.reason == "":
+		return "unknown"
+	}
+	return d.reason
 }
 
 func (d dropped) what() string {
@@ -158,10 +169,12 @@ func (d dropped) what() string {
 // place, or of nobody's.
 type drops struct {
 	d              dropped
-	to             netip.AddrPort // invalid: many
+	to             netip.AddrPort
 	owner          timeline.Owner
 	noise          bool // from elsewhere, of no connection
 	late           bool // nothing but after the close
+	server         bool // to is where the process listens, else its destination
+	claimed        bool // a local client's SYN, which came in again
 	syns, segments uint64
 	hurts          bool
 	from           sources
@@ -216,6 +229,7 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	}
 	f := r.finding(k, d)
 	f.to, f.owner, f.late = to, owner, late
+	f.server = c.Role() == timeline.RoleServer
 	if syn {
 		f.syns++
 	} else {
@@ -249,7 +263,7 @@ func (r *localDrop) Incident(x *Engine, in *timeline.Incident) {
 			k.Addr = in.Listener.Addr
 		}
 		f := r.finding(k, d)
-		f.to, f.hurts = k.Addr, true
+		f.to, f.hurts, f.server = k.Addr, true, true
 		if f.owner = in.Owner; !f.owner.Known() && in.Listener != nil {
 			f.owner = in.Listener.Owner()
 		}
@@ -298,9 +312,9 @@ func (r *localDrop) claim(x *Engine, c *timeline.Conn) {
 // dropped as it came in.
 func (r *localDrop) clients(x *Engine, c *timeline.Conn, h heldDrop) {
 	owner := c.Owner()
-	k := Key{Netns: c.Netns(), PID: owner.PID, Addr: c.Remote(), What: h.d.what()}
+	k := Key{Netns: c.Netns(), PID: owner.PID, Addr: c.Remote(), What: h.d.what() + " SYN"}
 	f := r.finding(k, h.d)
-	f.to, f.owner, f.hurts = c.Remote(), owner, true
+	f.to, f.owner, f.hurts, f.claimed = c.Remote(), owner, true, true
 	f.syns += h.n
 	x.Report(r, k, f, h.at, h.n, c)
 }
@@ -365,16 +379,30 @@ func (f *drops) Describe(x *Engine, v *Verdict) {
 	to := Fact{Key: "destination", Note: "many"}
 	switch {
 	case f.noise && f.d.out:
-		v.Subject = Subject{"host", f.d.by()}
+		v.Subject = Subject{"host", f.d.short()}
 		v.Story = fmt.Sprintf("%s dropped %s %s, sent by no process (RST)", f.d.by(), strings.Join(what, " and "), way)
 	case f.noise:
-		v.Subject = Subject{"host", f.d.by()}
+		v.Subject = Subject{"host", f.d.short()}
 		v.Story = fmt.Sprintf("%s dropped %s %s, from elsewhere and of no connection", f.d.by(), strings.Join(what, " and "), way)
 	default:
 		to = Fact{Key: to.Key, Value: destination(f.to)}
 		v.Subject = Subject{"peer", destination(f.to)}
 		v.Process = process(f.owner)
-		v.Story = fmt.Sprintf("%s on this host dropped %s of %s, %s %s", f.d.by(), strings.Join(what, " and "), f.owner.Name(), destination(f.to), way)
+		whose := ""
+		switch {
+		case f.server && f.d.out:
+			whose = fmt.Sprintf("of %s at %s", f.owner.Name(), destination(f.to))
+		case f.server:
+			whose = fmt.Sprintf("for %s at %s", f.owner.Name(), destination(f.to))
+		case f.d.out || f.claimed:
+			whose = fmt.Sprintf("of %s to %s", f.owner.Name(), destination(f.to))
+		default:
+			whose = fmt.Sprintf("for %s from %s", f.owner.Name(), destination(f.to))
+		}
+		if f.server {
+			v.Subject.Kind = "listener"
+		}
+		v.Story = fmt.Sprintf("%s dropped %s %s %s", f.d.by(), strings.Join(what, " and "), whose, way)
 		if f.late {
 			v.Story += ", after the connection was closed"
 		}

@@ -56,7 +56,7 @@ type portClosed struct {
 	scans *synScan
 	held  []refusal // in the order of arrival
 	found groups[Key, *closedPort]
-	ports groups[portKey, *portUsers]
+	ports groups[closedKey, *portUsers]
 	own   groups[uint32, int] // ports with a verdict of their own
 }
 
@@ -64,7 +64,7 @@ func newPortClosed(scans *synScan) *portClosed {
 	return &portClosed{
 		scans: scans,
 		found: groups[Key, *closedPort]{max: 1024},
-		ports: groups[portKey, *portUsers]{max: 4096},
+		ports: groups[closedKey, *portUsers]{max: 4096},
 		own:   groups[uint32, int]{max: 1024},
 	}
 }
@@ -72,7 +72,7 @@ func newPortClosed(scans *synScan) *portClosed {
 func (*portClosed) Code() string { return codePortClosed }
 func (*portClosed) Doc() Doc     { return docPortClosed }
 
-type portKey struct {
+type closedKey struct {
 	netns uint32
 	port  uint16
 }
@@ -104,7 +104,7 @@ type closedPort struct {
 // Listener keeps account of who listens.
 func (r *portClosed) Listener(_ *Engine, l *timeline.Listener, _ *timeline.Entry) {
 	const most = 8
-	p := r.ports.make(portKey{l.Netns, l.Addr.Port()})
+	p := r.ports.make(closedKey{l.Netns, l.Addr.Port()})
 	if *p == nil {
 		*p = &portUsers{}
 	}
@@ -179,7 +179,7 @@ func (r *portClosed) decide(x *Engine, h refusal) {
 
 // look finds what is known of the port.
 func (r *portClosed) look(f *closedPort, h refusal) {
-	p := r.ports.get(portKey{h.netns, h.local.Port()})
+	p := r.ports.get(closedKey{h.netns, h.local.Port()})
 	if p == nil {
 		return
 	}

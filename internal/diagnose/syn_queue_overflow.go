@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -63,7 +64,8 @@ type synFlood struct {
 	facts            event.Listener
 	queueLen         uint32
 	cookies, dropped uint64
-	sure             bool // not all were concluded after the fact
+	sure             bool  // not all were concluded after the fact
+	guessed          int64 // when a cookie was last concluded, after the fact
 	from             sources
 	completed        addresses // those of the sources that did complete a handshake since
 }
@@ -87,6 +89,15 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 		*p = &synFlood{name: k.Addr}
 	}
 	f := *p
+	if single && cookie && in.Flags&event.FlagInferred != 0 {
+		// The SYN that filled the queue finds it full, too, after the fact, and
+		// got no cookie: do not count the first of a row.
+		first := in.At-f.guessed > int64(time.Second)
+		f.guessed = in.At
+		if first || in.Facts.SYNCookies == 0 {
+			return
+		}
+	}
 	n := max(in.Count, 1)
 	if in.Listener != nil {
 		f.lis = in.Listener

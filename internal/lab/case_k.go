@@ -581,7 +581,7 @@ func droppedByRoute(ctx context.Context, env *Env, t *Truth) error {
 	}
 	env.Logf("%d SYNs from %s were dropped by reverse path filtering", callers, from)
 	t.Listener = to
-	t.Expect = []Expectation{{Code: "local-drop", Listener: to, Count: callers}}
+	t.Expect = []Expectation{{Code: "local-drop", Count: callers}}
 	t.Known["TcpExt.IPReversePathFilter"] = callers
 	t.Known["Tcp.InSegs"] = 0
 	return nil

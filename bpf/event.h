@@ -50,6 +50,7 @@ enum tcptrace_flag {
 	FLAG_INFERRED = 1 << 13,     /* SYN_DROPPED, SYN_QUEUE_FULL, ACK_OVERFLOW: concluded from the queue after the fact; STATE: so are the TIME_WAIT flags (tracepoint-only mode) */
 	FLAG_PROCESS = 1 << 14,      /* pid, comm, cgroup are the process that did this, by system call */
 	FLAG_ACKED = 1 << 15,        /* SYNACK_RETRANS: the final ACK had come and was dropped at a full accept queue */
+	FLAG_EXITING = 1 << 15,      /* STATE with FLAG_PROCESS: the kernel closed it as the process ended */
 };
 
 /* Why an event never reached the ring; index into the lost map. */

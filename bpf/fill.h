@@ -191,6 +191,18 @@ static __always_inline void fill_process(struct tcptrace_event *e)
 	e->flags |= FLAG_PROCESS;
 }
 
+/* Whether the current task is on its way out, killed or by itself: the kernel
+ * closes its files then, by the same path as close().
+ */
+static __always_inline bool exiting(void)
+{
+	const unsigned int pf_exiting = 0x4; /* PF_EXITING */
+
+	if (have_task_btf)
+		return bpf_get_current_task_btf()->flags & pf_exiting;
+	return RD_raw((struct task_struct *)bpf_get_current_task(), flags) & pf_exiting;
+}
+
 /* Addresses of a received segment, turned round: local is this host. */
 #define DEFINE_FILL_SKB(K)                                                                 \
 static __always_inline bool fill_from_skb_##K(struct tcptrace_event *e, struct sk_buff *skb, __u8 *tcp_flags) \

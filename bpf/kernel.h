@@ -217,6 +217,7 @@ struct sk_buff {
 struct fdtable { unsigned int max_fds; struct file **fd; };
 struct files_struct { struct fdtable *fdt; };
 struct task_struct {
+	unsigned int flags;
 	struct task_struct *group_leader;
 	struct files_struct *files;
 	char comm[16];

@@ -161,6 +161,7 @@ const (
 	bpfTcptraceFlagFLAG_INFERRED      bpfTcptraceFlag = 8192
 	bpfTcptraceFlagFLAG_PROCESS       bpfTcptraceFlag = 16384
 	bpfTcptraceFlagFLAG_ACKED         bpfTcptraceFlag = 32768
+	bpfTcptraceFlagFLAG_EXITING       bpfTcptraceFlag = 32768
 )
 
 type bpfTcptraceFoldKey struct {

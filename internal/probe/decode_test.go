@@ -61,6 +61,7 @@ func TestSharedNumbers(t *testing.T) {
 	} {
 		assert.EqualValues(t, c, g)
 	}
+	assert.EqualValues(t, bpfTcptraceFlagFLAG_EXITING, event.FlagExiting) // shares its bit
 	assert.Equal(t, 128, eventSize)
 	assert.Equal(t, 184, socketSize)
 	assert.Len(t, auditNames, int(bpfTcptraceAuditAUDIT_COUNTERS))

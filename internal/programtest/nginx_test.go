@@ -29,6 +29,12 @@ const (
 // listen are further parameters of the listen directive, server are directives.
 func (p *place) nginxArgs(listen, server string) []string {
 	p.Helper()
+	return p.nginxServers(fmt.Sprintf("server {\n\t\tlisten %s %s;\n\t\t%s\n\t}", nginxAddr, listen, server))
+}
+
+// nginxServers is nginxArgs for any server blocks.
+func (p *place) nginxServers(servers string) []string {
+	p.Helper()
 	path := find(p.T, "nginx")
 	built, err := exec.Command(path, "-V").CombinedOutput()
 	require.NoError(p, err)
@@ -56,13 +62,10 @@ error_log stderr;
 events { worker_connections 256; }
 http {
 	access_log off;
-%s	server {
-		listen %s %s;
-		root %s;
-		%s
-	}
+	root %s;
+%s	%s
 }
-`, nginxWorkers, p.dir, temp.String(), nginxAddr, listen, www, server)
+`, nginxWorkers, p.dir, www, temp.String(), servers)
 	require.NoError(p, os.WriteFile(conf, []byte(text), 0o644))
 	args := []string{"-p", p.dir, "-c", conf}
 	if strings.Contains(string(help), "-e filename") { // else it opens its log in /var/log first

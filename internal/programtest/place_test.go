@@ -2,8 +2,10 @@ package programtest
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,12 +38,15 @@ type place struct {
 	netns map[uint32]bool
 	dir   string // for configuration and whatever the programs write
 	w     *watchtest.Watcher
+	ends  time.Time // of its part of the healthy mix
 
 	// work is served by one thread that stays in the namespace as long as the
 	// test runs: the parent death signal is tied to the thread that forked.
 	work chan func()
 }
 
+// newPlace makes one that lasts as long as the test. Parts of the test may
+// borrow it, see inPart.
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	ns, err := lab.NewNamespace()
@@ -66,6 +71,13 @@ func newPlace(t *testing.T) *place {
 	return p
 }
 
+// inPart returns the place for a part of its test, with a directory of its own.
+func (p *place) inPart(t *testing.T) *place {
+	part := *p
+	part.T, part.dir = t, t.TempDir()
+	return &part
+}
+
 // watch begins to trace the namespace.
 func (p *place) watch(d diagnose.Options) {
 	p.Helper()
@@ -79,7 +91,9 @@ type program struct {
 	pid   int
 	stdin io.WriteCloser
 	ended chan struct{}
-	heard chan struct{} // closed once nobody holds its output open
+	// status is valid once ended is closed: -1 if a signal ended it.
+	status int
+	heard  chan struct{} // closed once nobody holds its output open
 
 	mu     sync.Mutex
 	output strings.Builder // stdout and stderr
@@ -101,11 +115,17 @@ func find(t *testing.T, name string) string {
 // the test ends.
 func (p *place) start(name string, args ...string) *program {
 	p.Helper()
+	return p.startAs(nil, name, args...)
+}
+
+// startAs is start as somebody else, nil for as who runs the tests.
+func (p *place) startAs(who *syscall.Credential, name string, args ...string) *program {
+	p.Helper()
 	g := &program{p: p, name: name, ended: make(chan struct{}), heard: make(chan struct{})}
 	cmd := exec.Command(find(p.T, name), args...)
 	cmd.Dir = p.dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "PYTHONDONTWRITEBYTECODE=1", "http_proxy=")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: who}
 	stdin, err := cmd.StdinPipe()
 	require.NoError(p, err)
 	g.stdin = stdin
@@ -122,7 +142,8 @@ func (p *place) start(name string, args ...string) *program {
 	g.pid = cmd.Process.Pid
 	go g.listen(reader)
 	go func() {
-		_ = cmd.Wait() // what counts is what it printed
+		_ = cmd.Wait() // mostly, what counts is what it printed
+		g.status = cmd.ProcessState.ExitCode()
 		close(g.ended)
 	}()
 	p.Cleanup(func() {
@@ -194,15 +215,36 @@ func (g *program) tell(line string) {
 // wait waits for the program to end by itself, and for the rest of its output.
 func (g *program) wait() {
 	g.p.Helper()
+	g.waitFor(0)
+}
+
+// waitFor is wait for a program that is to run so long.
+func (g *program) waitFor(d time.Duration) {
+	g.p.Helper()
 	select {
 	case <-g.ended:
-	case <-time.After(patience):
+	case <-time.After(d + patience):
 		g.p.Fatalf("%s[%d] did not end", g.name, g.pid)
 	}
 	select {
 	case <-g.heard:
 	case <-time.After(time.Second): // its children have it too
 	}
+}
+
+// succeeds waits for the program to end by itself, with status 0.
+func (g *program) succeeds() {
+	g.p.Helper()
+	g.wait()
+	require.Zero(g.p, g.status, "exit status of %s[%d]:\n%s", g.name, g.pid, g.said())
+}
+
+// run runs a program that must succeed, and returns what it printed.
+func (p *place) run(name string, args ...string) string {
+	p.Helper()
+	g := p.start(name, args...)
+	g.succeeds()
+	return g.said()
 }
 
 // signal signals one process and waits for what follows from a stop.
@@ -261,7 +303,14 @@ func (p *place) queue(port int) (waiting int) {
 	suffix := fmt.Sprintf(":%04X", port)
 	err := p.ns.Do(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/tcp")
-		for line := range strings.Lines(string(b)) {
+		if err != nil {
+			return err
+		}
+		b6, err := os.ReadFile("/proc/thread-self/net/tcp6") // not there without IPv6
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for line := range strings.Lines(string(b) + string(b6)) {
 			// Number, local and remote address, state, tx_queue:rx_queue.
 			f := strings.Fields(line)
 			if len(f) < 5 || !strings.HasSuffix(f[1], suffix) || f[3] != "0A" {
@@ -272,9 +321,9 @@ func (p *place) queue(port int) (waiting int) {
 			if err != nil {
 				return err
 			}
-			waiting = int(n)
+			waiting = max(waiting, int(n))
 		}
-		return err
+		return nil
 	})
 	require.NoError(p, err)
 	return waiting
@@ -301,7 +350,12 @@ func (p *place) python(script string, args ...string) *program {
 // answered.
 func (p *place) ab(n int, args ...string) {
 	p.Helper()
-	g := p.start("ab", append(append([]string{"-q", "-n", strconv.Itoa(n)}, args...), "http://"+nginxAddr+"/")...)
+	p.abAt("http://"+nginxAddr+"/", n, args...)
+}
+
+func (p *place) abAt(url string, n int, args ...string) {
+	p.Helper()
+	g := p.start("ab", append(append([]string{"-q", "-n", strconv.Itoa(n)}, args...), url)...)
 	p.abEnds(g, n)
 }
 

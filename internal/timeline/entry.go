@@ -130,6 +130,7 @@ const (
 	argFinWait2   = 1 << 20 // EntryState: a minisocket waits for the peer's FIN
 	argFound      = 1 << 21 // EntryState: a snapshot found the socket so
 	argGuessed    = 1 << 22 // EntryState with argFinWait2: concluded, not observed
+	argExiting    = 1 << 23 // with argProcess: the kernel did it as the process ended
 
 	argMinisocket = 1 << 31 // EntryRSTSent: by the minisocket of an orphan in FIN_WAIT2, else enum sk_rst_reason
 
@@ -231,6 +232,12 @@ func (e *Entry) arg(bit uint32, kinds ...EntryKind) bool {
 // EntryConnectFailed, EntryFINSent.
 func (e *Entry) ByProcess() bool {
 	return e.arg(argProcess, EntryClosed, EntryConnectFailed, EntryFINSent)
+}
+
+// Exiting reports whether the kernel did in the process's name what ByProcess
+// tells, as the process ended or was killed: there was no close().
+func (e *Entry) Exiting() bool {
+	return e.arg(argExiting, EntryClosed, EntryConnectFailed, EntryFINSent)
 }
 
 // LingerZero reports whether the socket of EntryClosed had SO_LINGER with a

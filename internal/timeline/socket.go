@@ -46,6 +46,9 @@ func (t *Tracker) transition(e *event.Event) {
 	var arg uint32
 	if p != nil {
 		arg |= argProcess
+		if e.Has(event.FlagExiting) {
+			arg |= argExiting
+		}
 	}
 	switch kind := entryOf(e); kind {
 	case EntryFINSent:

@@ -149,9 +149,13 @@ func (e *Entry) text(c *Conn) string {
 	case EntryFINSent:
 		s := "FIN sent"
 		if o := c.doer(e); o.Known() {
-			s = o.Name() + " called shutdown(SHUT_WR): FIN sent"
-			if e.ByClose() {
+			switch {
+			case e.Exiting():
+				s = o.Name() + " ended: FIN sent"
+			case e.ByClose():
 				s = o.Name() + " called close(): FIN sent"
+			default:
+				s = o.Name() + " called shutdown(SHUT_WR): FIN sent"
 			}
 		}
 		return s
@@ -186,6 +190,9 @@ func (e *Entry) text(c *Conn) string {
 			s := "aborted"
 			if o := c.doer(e); o.Known() {
 				s = o.Name() + " closed abruptly"
+				if e.Exiting() {
+					s = o.Name() + " ended: closed abruptly"
+				}
 			}
 			switch {
 			case c.unread > 0:
@@ -298,11 +305,14 @@ func (e *Entry) Detail(c *Conn) []Detail {
 		if o := c.doer(e); o.Known() {
 			put("pid", int64(o.PID))
 			put("comm", o.Comm)
-			how := "shutdown"
-			if e.ByClose() {
-				how = "close"
+			switch {
+			case e.Exiting():
+				put("call", "exit")
+			case e.ByClose():
+				put("call", "close")
+			default:
+				put("call", "shutdown")
 			}
-			put("call", how)
 		}
 	case EntryKeepaliveProbe, EntryZeroWindow:
 		put("probes", int64(e.Probes()))

@@ -82,6 +82,7 @@ const (
 	FlagInferred    Flags = 1 << 13 // concluded from the queue after the fact, or the TIME_WAIT flags from the state (tracepoint-only mode)
 	FlagProcess     Flags = 1 << 14 // PID, Comm and Cgroup are the process that did this
 	FlagACKed       Flags = 1 << 15 // KindSYNACKRetrans: the final ACK had come and was dropped at a full accept queue
+	FlagExiting     Flags = 1 << 15 // KindState with FlagProcess: the kernel closed it as the process ended
 )
 
 // Comm is a process name as the kernel keeps it: up to 15 bytes, not

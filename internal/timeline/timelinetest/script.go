@@ -147,7 +147,7 @@ var states = map[string]event.State{
 
 var flags = map[string]event.Flags{
 	"dead": event.FlagDead, "done": event.FlagDone, "keepalive": event.FlagKeepalive,
-	"linger0": event.FlagLingerZero | event.FlagLinger, "shutrd": event.FlagShutRD, "shutwr": event.FlagShutWR,
+	"exiting": event.FlagExiting, "linger0": event.FlagLingerZero | event.FlagLinger, "shutrd": event.FlagShutRD, "shutwr": event.FlagShutWR,
 	"close": event.FlagShutRD | event.FlagShutWR, "rst": event.FlagRST, "cookie": event.FlagCookie,
 	"tw": event.FlagTimeWait, "tw2": event.FlagTimeWaitFW2, "ambiguous": event.FlagAmbiguous,
 	"nosock": event.FlagNoSocket, "inferred": event.FlagInferred,
@@ -413,6 +413,10 @@ func parseKey(e *event.Event, key, value string, socks map[string]uint64) error 
 		e.Listener.QueueLen = uint32(n)
 	case "qlim":
 		e.Listener.QueueLimit = uint32(n)
+	case "synq":
+		e.Listener.SYNQueueLen = uint32(n)
+	case "syncookies":
+		e.Listener.SYNCookies = uint8(n)
 	case "somax":
 		e.Listener.Somaxconn = uint32(n)
 	case "backlog":

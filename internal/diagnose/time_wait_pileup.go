@@ -392,11 +392,15 @@ func (p *pileup) Describe(x *Engine, v *Verdict) {
 	if p.count == 0 {
 		count = Fact{Key: "count", Note: "the sockets of this network namespace were not listed"}
 	}
+	cut := Fact{Key: "cut_short", Value: int64(p.cutShort)}
+	if p.cutShort == 0 && !x.o.Capabilities.HasTimeWaitOverflow {
+		cut = Fact{Key: "cut_short", Note: "it is not seen with these hooks"}
+	}
 	v.Evidence = Evidence{
 		count, to, share,
 		{Key: "closer", Value: timeline.CloserLocal.String()},
 		closer, owners, rate, rangeFact, size, sources, reuse, limit,
-		{Key: "cut_short", Value: int64(p.cutShort)},
+		cut,
 	}
 }
 
@@ -410,9 +414,11 @@ func (p *pileup) describeAll(x *Engine, v *Verdict, who string) {
 		count = fmt.Sprintf("%d sockets in TIME_WAIT", p.count)
 	}
 	switch {
-	case p.cutShort == 0:
+	case p.cutShort == 0 && p.count < limit:
 		v.Severity = Info
 		v.Story = fmt.Sprintf("%s, of the %d that net.ipv4.tcp_max_tw_buckets allows: %s closes first", count, limit, who)
+	case p.cutShort == 0:
+		v.Story = fmt.Sprintf("%s, as many as net.ipv4.tcp_max_tw_buckets allows (%d), so further ones are cut short: %s closes first", count, limit, who)
 	case near:
 		v.Story = fmt.Sprintf("%s, as many as net.ipv4.tcp_max_tw_buckets allows (%d): the kernel cut it short %s; %s closes first", count, limit, times(int(min(p.cutShort, math.MaxInt32))), who)
 	default:

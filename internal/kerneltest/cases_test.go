@@ -148,6 +148,11 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 				assert.Equal(t, want.Process.Comm, v.Process.Comm, "process of %s", want.Code)
 			}
 			evidence(t, v)
+			for key, fact := range want.Facts {
+				if missed == 0 {
+					assert.Equal(t, fmt.Sprint(fact), fmt.Sprint(v.Evidence.Get(key)), "%s of %s", key, want.Code)
+				}
+			}
 		}
 		if count == 0 {
 			t.Errorf("no %s about %v by %s[%d]", want.Code, want.Listener, want.Process.Comm, want.Process.PID)
@@ -203,6 +208,9 @@ var promised = map[string][]string{
 	"handshake-timeout":     {"retransmits", "synack_retries"},
 	"connect-refused":       {"errno"},
 	"connect-timeout":       {"syn_retransmits", "syn_retries", "waited_ms"},
+	"port-exhaustion":       {"destination", "range", "in_use", "time_wait", "tw_reuse"},
+	"time-wait-pileup":      {"count", "destination", "closer", "range", "rate"},
+	"bind-conflict":         {"port", "holder_pid", "holder_comm", "holder_state", "holder_remote", "ephemeral"},
 	"immediate-close":       {"count", "after_ms", "bytes_written", "live_connections", "plateau"},
 	"reconnect-loop":        {"count", "window_ms", "lifetime_ms", "destination"},
 	"close-wait-leak":       {"count", "remote", "oldest_s", "newest_s", "growth_per_min", "keepalive", "reaped_after_s"},

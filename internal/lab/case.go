@@ -101,6 +101,9 @@ type Expectation struct {
 	Listener netip.AddrPort // the listener, or the destination of a client's verdict
 	Process  Party          // whom the verdict names
 	Count    int            // how often, at the end
+
+	// Facts are evidence that the verdict must give, by key; nil: as unknown.
+	Facts map[string]any
 }
 
 // Truth is what happened, as known from the participants themselves and from

@@ -197,8 +197,14 @@ func portsRunOut(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	t.Expect = []Expectation{
-		{Code: "time-wait-pileup", Listener: srv.Addr, Process: client.party(), Count: narrow},
-		{Code: "port-exhaustion", Listener: srv.Addr, Process: client.party(), Count: failures},
+		{
+			Code: "time-wait-pileup", Listener: srv.Addr, Process: client.party(), Count: narrow,
+			Facts: map[string]any{"count": narrow, "share": 1, "closer": "local", "range": "20000-20039", "tw_reuse": 0},
+		},
+		{
+			Code: "port-exhaustion", Listener: srv.Addr, Process: client.party(), Count: failures,
+			Facts: map[string]any{"in_use": narrow, "time_wait": narrow, "range": "20000-20039", "tw_reuse": 0},
+		},
 	}
 	t.Known["Tcp.ActiveOpens"] = narrow
 	t.Known["Tcp.PassiveOpens"] = narrow
@@ -225,7 +231,10 @@ func portsAreReused(ctx context.Context, env *Env, t *Truth) error {
 			return err
 		}
 	}
-	t.Expect = []Expectation{{Code: "time-wait-pileup", Listener: srv.Addr, Process: client.party()}}
+	t.Expect = []Expectation{{
+		Code: "time-wait-pileup", Listener: srv.Addr, Process: client.party(), Count: narrow,
+		Facts: map[string]any{"count": narrow, "tw_reuse": 2},
+	}}
 	t.Known["Tcp.ActiveOpens"] = 2 * narrow
 	t.Known["Tcp.PassiveOpens"] = 2 * narrow
 	t.Known["TcpExt.TWRecycled"] = narrow
@@ -248,7 +257,10 @@ func bindFindsNoPort(ctx context.Context, env *Env, t *Truth) error {
 	if err := env.noPort(ctx, client, shortArgs{To: srv.Addr, From: from, N: failures}, "bind", unix.EADDRINUSE); err != nil {
 		return err
 	}
-	t.Expect = []Expectation{{Code: "port-exhaustion", Process: client.party(), Count: failures}}
+	t.Expect = []Expectation{{
+		Code: "port-exhaustion", Process: client.party(), Count: failures,
+		Facts: map[string]any{"destination": nil, "in_use": narrow, "time_wait": 0, "call": "bind"},
+	}}
 	t.Known["Tcp.ActiveOpens"] = narrow
 	t.Known["Tcp.PassiveOpens"] = narrow
 	return nil
@@ -269,7 +281,10 @@ func bucketsOverflow(ctx context.Context, env *Env, t *Truth) error {
 	if err := env.untilTimeWait(ctx, srv, timeWaitBuckets+beyond, timeWaitBuckets); err != nil {
 		return err
 	}
-	t.Expect = []Expectation{{Code: "time-wait-pileup", Process: client.party()}}
+	t.Expect = []Expectation{{
+		Code: "time-wait-pileup", Process: client.party(),
+		Facts: map[string]any{"count": timeWaitBuckets, "limit": timeWaitBuckets, "destination": nil},
+	}}
 	t.Known["Tcp.ActiveOpens"] = timeWaitBuckets + beyond
 	t.Known["TcpExt.TCPTimeWaitOverflow"] = beyond
 	return nil

@@ -126,7 +126,13 @@ func takenByClient(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	t.Listener, t.Server, t.Client = serviceAddr, failed, client.party()
-	t.Expect = []Expectation{{Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: starts}}
+	t.Expect = []Expectation{{
+		Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: starts,
+		Facts: map[string]any{
+			"port": servicePort, "holder_pid": client.PID, "holder_comm": client.Comm, "holder_state": "ESTABLISHED",
+			"holder_remote": db.Addr, "ephemeral": true,
+		},
+	}}
 	t.Known["Tcp.ActiveOpens"] = ephemerals
 	t.Known["Tcp.PassiveOpens"] = ephemerals
 	return nil
@@ -152,7 +158,10 @@ func takenByListener(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	t.Listener, t.Server, t.Client = serviceAddr, failed, other.party()
-	t.Expect = []Expectation{{Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: 1}}
+	t.Expect = []Expectation{{
+		Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: 1,
+		Facts: map[string]any{"holder_pid": other.PID, "holder_comm": other.Comm, "holder_state": "LISTEN", "holder_remote": nil, "ephemeral": false},
+	}}
 	t.Known["Tcp.ActiveOpens"] = 0
 	t.Known["Tcp.PassiveOpens"] = 0
 	return nil
@@ -202,7 +211,10 @@ func takenByTimeWait(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	t.Listener, t.Server, t.Client = serviceAddr, failed, client.party()
-	t.Expect = []Expectation{{Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: 1}}
+	t.Expect = []Expectation{{
+		Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: 1,
+		Facts: map[string]any{"holder_pid": nil, "holder_state": "TIME_WAIT", "ephemeral": false},
+	}}
 	t.Known["Tcp.ActiveOpens"] = failures
 	t.Known["Tcp.PassiveOpens"] = failures
 	return nil
@@ -218,7 +230,10 @@ func takenByBound(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	t.Listener, t.Server, t.Client = serviceAddr, failed, holder.party()
-	t.Expect = []Expectation{{Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: 1}}
+	t.Expect = []Expectation{{
+		Code: "bind-conflict", Listener: serviceAddr, Process: failed, Count: 1,
+		Facts: map[string]any{"holder_pid": nil, "holder_state": nil, "ephemeral": nil},
+	}}
 	t.Known["Tcp.ActiveOpens"] = 0
 	return nil
 }

@@ -57,11 +57,11 @@ func TestBounds(t *testing.T) {
 					t.Fatalf("%d verdicts kept", s.Live)
 				}
 			}
-			// No rule remembers more than 4,096 subjects. Where it would take too
+			// No rule remembers more than 8,192 subjects. Where it would take too
 			// long to tell of so many, each may cost what can be afforded.
-			const subjects, affordable, eachMost = 4200, 30, 16 << 10
+			const subjects, affordable, eachMost = 4200, 20, 16 << 10
 			rounds := min(subjects, subjects*affordable/len(s.Steps))
-			run(rounds)
+			run(2 * rounds)
 			was := heap()
 			run(rounds)
 			most := 1.2*float64(was) + 128<<10
@@ -69,7 +69,7 @@ func TestBounds(t *testing.T) {
 				most = float64(was) + float64(rounds)*eachMost
 			}
 			if is := heap(); float64(is) > most {
-				t.Errorf("%d bytes after %d rounds of %s, %d after %d", was, rounds, s.Name, is, n)
+				t.Errorf("%d bytes after %d rounds of %s, %d after %d", was, 2*rounds, s.Name, is, n)
 			}
 			if x.Stats().Verdicts[d.Code] < uint64(n)*9/10 {
 				t.Errorf("%d of %d came out", x.Stats().Verdicts[d.Code], n)

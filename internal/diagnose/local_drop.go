@@ -424,13 +424,15 @@ func (f *drops) Describe(x *Engine, v *Verdict) {
 		{Key: "segments", Value: int64(f.segments)},
 		to,
 	}
+	sources, ports := Fact{Key: "top_sources", Note: "it is one connection's, or one process's"}, Fact{Key: "top_ports", Note: "it is one connection's, or one process's"}
 	if f.noise {
-		ports := []string{}
+		list := []string{}
 		for _, h := range f.ports.top(8) {
-			ports = append(ports, fmt.Sprintf("%d (%d)", h.key, h.least()))
+			list = append(list, fmt.Sprintf("%d (%d)", h.key, h.least()))
 		}
-		v.Evidence = append(v.Evidence, f.from.fact("top_sources", f.syns+f.segments), Fact{Key: "top_ports", Value: ports})
+		sources, ports = f.from.fact("top_sources", f.syns+f.segments), Fact{Key: "top_ports", Value: list}
 	}
+	v.Evidence = append(v.Evidence, sources, ports)
 	v.Fix = f.fix(cause)
 }
 

@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
@@ -48,6 +49,7 @@ The further attempts of a service that is started again and again let one verdic
 }
 
 const (
+	bindAttempt  = int64(time.Millisecond) // in LISTEN for less: listen() failed
 	bindPatience = int64(3 * time.Second)  // for a list of sockets that shows the holder
 	bindPause    = int64(time.Second)      // before the verdict: what does the process do next?
 	bindLater    = int64(30 * time.Second) // what a process does so long after has to do with it
@@ -140,6 +142,15 @@ func (r *bindConflict) Incident(x *Engine, in *timeline.Incident) {
 // not count.
 func (f *conflict) look(t *timeline.Tracker, later bool) bool {
 	all := t.Holders(f.key.Netns, f.local)
+	if f.listen && !later {
+		// The socket whose listen() fails is in LISTEN while the kernel looks.
+		for i := len(all) - 1; i >= 0; i-- {
+			if h := &all[i]; h.State == event.StateListen && h.Local == f.local && h.Owner.PID == f.owner.PID {
+				all = slices.Delete(all, i, i+1)
+				break
+			}
+		}
+	}
 	best, n := -1, 0
 	rank := func(h *timeline.Holder) int {
 		switch {
@@ -172,7 +183,7 @@ func (f *conflict) look(t *timeline.Tracker, later bool) bool {
 
 // Listener follows who listens on the ports in question.
 func (r *bindConflict) Listener(x *Engine, l *timeline.Listener, e *timeline.Entry) {
-	if l.Closed != 0 {
+	if l.Closed != 0 && l.Closed-l.Opened > bindAttempt {
 		*r.servers.make(listenPort{l.Netns, l.Addr.Port()}) = l.Closed
 	}
 	if l.Opened == 0 || l.Closed != 0 || e.Found() {

@@ -19,7 +19,7 @@ var docTimeWaitPileup = Doc{
 	Summary:  "TIME_WAIT towards one destination fills much of the local port range, or reaches tcp_max_tw_buckets",
 	Meaning: `The end whose FIN goes first keeps the connection's addresses and ports in TIME_WAIT for 60 s, so that segments which come late are not taken for those of a new connection. A client that closes first keeps a local port of net.ipv4.ip_local_port_range that long, and no new connection to the same destination can have it: when all are taken, connect() fails (port-exhaustion).
 
-The verdict holds when TIME_WAIT towards one address and port fills more than --time-wait (0.5) of the range: half is well above what a client with some short connections comes to (with the default range, 14,000 in a minute, 235 a second to one destination), and leaves time to act. Several source addresses have the whole range each: where tcptrace has seen more than one closing, the share is that of all their ports together; with more than eight it does not judge.
+The verdict holds when TIME_WAIT towards one address and port fills more than --time-wait-share (0.5) of the range: half is well above what a client with some short connections comes to (with the default range, 14,000 in a minute, 235 a second to one destination), and leaves time to act. Several source addresses have the whole range each: where tcptrace has seen more than one closing, the share is that of all their ports together; with more than eight it does not judge.
 
 It is information where net.ipv4.tcp_tw_reuse lets connect() take such a port again after one second (1: always; 2, the default: on loopback), which it does where both ends use timestamps and the program does not bind() to a port first.
 

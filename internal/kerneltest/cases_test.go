@@ -253,6 +253,8 @@ func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 		return "an RST without a socket is not seen"
 	case id == "M-late-data" && code == "reset-sent" && !c.HasAllRSTSent:
 		return "a minisocket's RST is not seen"
+	case id == "H-listen" && code == "bind-conflict":
+		return "listen() that fails is not seen without a hook on the function"
 	case id == "E-full" && code == "accept-queue-overflow" && !c.HasACKDrops:
 		return "behind a SYN cookie nothing follows the dropped ACK"
 	}

@@ -25,6 +25,13 @@ var bindConflictCases = []Case{
 		Run:   run(takenByListener),
 	},
 	{
+		ID:    "H-listen",
+		Title: "listen() finds the port taken",
+		Story: "Two services bind to the port with SO_REUSEADDR, which the kernel allows; the second one that " +
+			"listens fails.",
+		Run: run(takenAtListen),
+	},
+	{
 		ID:    "H-timewait",
 		Title: "a restart without SO_REUSEADDR",
 		Story: "A service that does not set SO_REUSEADDR is restarted; the connections that it closed are in " +
@@ -164,6 +171,41 @@ func takenByListener(ctx context.Context, env *Env, t *Truth) error {
 	}}
 	t.Known["Tcp.ActiveOpens"] = 0
 	t.Known["Tcp.PassiveOpens"] = 0
+	return nil
+}
+
+func takenAtListen(ctx context.Context, env *Env, t *Truth) error {
+	args := bindArgs{Addr: serviceAddr, ReuseAddr: true}
+	other, first, err := env.mustBind(ctx, "old-server", args)
+	if err != nil {
+		return err
+	}
+	failed, second, err := env.mustBind(ctx, "api-server", args)
+	if err != nil {
+		return err
+	}
+	var errno unix.Errno
+	if err := other.call(ctx, "listen", first.FD, &errno); err != nil {
+		return err
+	}
+	if errno != 0 {
+		return fmt.Errorf("%s[%d]: listening on %s: %w", other.Comm, other.PID, serviceAddr, errno)
+	}
+	if err := failed.call(ctx, "listen", second.FD, &errno); err != nil {
+		return err
+	}
+	if err := mustErrno(fmt.Sprintf("listening on %s", serviceAddr), errno, unix.EADDRINUSE); err != nil {
+		return err
+	}
+	env.Logf("%s[%d]: listen() on %s: %s", failed.Comm, failed.PID, serviceAddr, errno)
+	t.Listener, t.Server, t.Client = serviceAddr, failed.party(), other.party()
+	t.Expect = []Expectation{{
+		Code: "bind-conflict", Listener: serviceAddr, Process: failed.party(), Count: 1,
+		Facts: map[string]any{
+			"call": "listen", "holder_pid": other.PID, "holder_comm": other.Comm, "holder_state": "LISTEN", "ephemeral": false,
+		},
+	}}
+	t.Known["Tcp.ActiveOpens"] = 0
 	return nil
 }
 

@@ -75,6 +75,7 @@ var verbs = map[string]verb{
 	"loop":      with((*participant).loop),
 	"short":     with((*participant).short),
 	"bind":      with((*participant).bind),
+	"listen":    with((*participant).listen),
 	"states":    with((*participant).states),
 	"pour":      with((*participant).pour),
 	"option":    with((*participant).option),

@@ -306,6 +306,11 @@ func (p *participant) bind(args bindArgs) (any, error) {
 	return bound{FD: fd, Addr: localAddr(fd)}, nil
 }
 
+// listen makes a bound socket listen; it returns the errno.
+func (p *participant) listen(fd int) (any, error) {
+	return errnoOf(unix.Listen(fd, 511)), nil
+}
+
 // The verbs of a server.
 
 type served struct {

@@ -47,7 +47,7 @@ with the addresses that came in there.`,
 	}
 	u.outputFlag(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&by, "by", "state,process,service", "group by `WHAT`: state, process, service, peer, or several of them")
+	flags.StringVar(&by, "by", "", "group by `WHAT`, of state,process,service,peer (default: all but peer)")
 	flags.BoolVar(&all, "all", false, "list every socket")
 	flags.Uint64Var(&top, "top", 12, "at most `N` lines of a kind as text, 0 for all")
 	complete(cmd, "by", sockets.DimensionNames()...)
@@ -58,7 +58,10 @@ with the addresses that came in there.`,
 		if len(filters.Code) > 0 {
 			return usage("`tcptrace watch --code` waits for verdicts", "--code: sockets that are merely looked at have no verdicts")
 		}
-		d, err := sockets.ParseDimensions(by)
+		d, err := sockets.Default, error(nil)
+		if cmd.Flags().Changed("by") {
+			d, err = sockets.ParseDimensions(by)
+		}
 		if err != nil {
 			hint := "sockets are grouped by " + strings.Join(sockets.DimensionNames(), ", ") + ", or several with commas between"
 			if near := filter.Nearest(by, sockets.DimensionNames()); near != "" {

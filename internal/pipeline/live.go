@@ -65,6 +65,9 @@ const (
 	// rounds is how many times as long as it takes to look at all sockets is
 	// waited until the next time.
 	rounds = 200
+	// linesBetween is how many sockets of a snapshot are taken at a time before
+	// the ring is looked at.
+	linesBetween = 512
 	// maxSpaces bounds the namespaces that are remembered.
 	maxSpaces = 65536
 )
@@ -85,6 +88,9 @@ type live struct {
 	synced  int64           // when sockets were last looked at again after losses
 	round   int64           // when all sockets were last looked at
 	took    time.Duration   // how long that took
+	walked  int64           // when owners were last looked for
+	walk    time.Duration   // how long that took
+	aside   []event.Event   // buffer of meanwhile
 	again   bool            // they are to be looked at again
 	last    event.Event     // of the newest namespace and process, for the fast path
 	owners  bool            // /proc shows the kernel's process ids
@@ -194,7 +200,7 @@ func (l *live) begin() error {
 	for _, ns := range spaces {
 		l.learn(ns)
 	}
-	l.look(spaces)
+	l.look(spaces, true)
 	if err := l.flush(); err != nil {
 		return err
 	}
@@ -281,19 +287,19 @@ func (l *live) retry() {
 	slices.Sort(l.pending)
 }
 
-// snapshot looks at all sockets of some namespaces.
-func (l *live) snapshot(spaces []host.Netns) {
+// snapshot looks at all sockets of some namespaces. There can be very many:
+// what happens meanwhile is taken from the ring as it comes, which otherwise
+// would run over.
+func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 	if len(spaces) == 0 || l.blind {
 		return
 	}
 	var owners *host.Owners
-	if l.owners {
-		var err error
-		if owners, err = host.SocketOwners(); err != nil {
-			l.Log.Warn("finding the owners of sockets", zap.Error(err))
-		}
+	if withOwners {
+		owners = l.findOwners()
 	}
 	told := make(map[uint32]bool)
+	lines := 0
 	for _, ns := range spaces {
 		file, err := ns.Open()
 		if err != nil {
@@ -316,6 +322,9 @@ func (l *live) snapshot(spaces []host.Netns) {
 				}
 			}
 			l.m.Snapshot(e, owner.PID, owner.Comm)
+			if lines++; lines%linesBetween == 0 {
+				l.meanwhile(0)
+			}
 		})
 		file.Close()
 		if errors.Is(err, tracer.ErrNotSupported) {
@@ -329,6 +338,54 @@ func (l *live) snapshot(spaces []host.Netns) {
 			continue
 		}
 		l.m.EndSnapshot(ns.Inode, host.Now())
+	}
+}
+
+// findOwners walks the descriptors of all processes, which can take a second,
+// while the ring is read on. Not too often: then nil.
+func (l *live) findOwners() *host.Owners {
+	now := host.Now()
+	if !l.owners || l.walked != 0 && now-l.walked < rounds*int64(l.walk) {
+		return nil
+	}
+	type result struct {
+		owners *host.Owners
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		o, err := host.SocketOwners()
+		done <- result{o, err}
+	}()
+	for {
+		select {
+		case r := <-done:
+			if r.err != nil {
+				l.Log.Warn("finding the owners of sockets", zap.Error(r.err))
+			}
+			l.walked = host.Now()
+			l.walk = time.Duration(l.walked - now)
+			return r.owners
+		default:
+			l.meanwhile(pause)
+		}
+	}
+}
+
+// meanwhile handles what is in the ring, in the middle of something else.
+func (l *live) meanwhile(wait time.Duration) {
+	if l.aside == nil {
+		l.aside = make([]event.Event, batchSize)
+	}
+	for {
+		n, err := l.Tracer.Read(l.aside, wait)
+		if err != nil {
+			return // the loop will meet it too
+		}
+		l.handle(l.aside[:n])
+		if n < len(l.aside) {
+			return
+		}
 	}
 }
 
@@ -435,7 +492,8 @@ func (l *live) keep(now int64) {
 	// A round costs a share of one processor that stays the same however many
 	// sockets there are.
 	all := now-l.round >= max(int64(l.m.SnapshotEvery()), rounds*int64(l.took))
-	if l.again && now-l.synced >= int64(resync) {
+	lost := l.again && now-l.synced >= int64(resync)
+	if lost {
 		l.again, l.synced = false, now
 		all = true
 	}
@@ -446,8 +504,9 @@ func (l *live) keep(now int64) {
 			}
 		}
 	}
-	want = append(append(want, l.pending...), l.m.SnapshotWanted()...)
-	l.pending = l.pending[:0]
+	pending := l.pending
+	l.pending = nil
+	want = append(append(want, pending...), l.m.SnapshotWanted()...)
 	slices.Sort(want)
 	var spaces []host.Netns
 	for _, inode := range slices.Compact(want) {
@@ -456,16 +515,17 @@ func (l *live) keep(now int64) {
 		}
 	}
 	if all {
-		l.look(spaces)
-	} else {
-		l.snapshot(spaces)
+		// Owners come with events; those of older sockets are known.
+		l.look(spaces, lost || len(pending) > 0)
+		return
 	}
+	l.snapshot(spaces, true)
 }
 
 // look looks at all sockets.
-func (l *live) look(spaces []host.Netns) {
+func (l *live) look(spaces []host.Netns, withOwners bool) {
 	l.round = host.Now()
-	l.snapshot(spaces)
+	l.snapshot(spaces, withOwners)
 	l.took = time.Duration(host.Now() - l.round)
 }
 

@@ -110,10 +110,10 @@ func (w *watching) thresholds() []threshold {
 		{"immediate", &r.Immediate, 50 * time.Millisecond, "a close within this `TIME` of accept() is immediate"},
 		{"close-wait", &r.CloseWait, time.Minute, "CLOSE_WAIT for longer than this `TIME` is a leak"},
 		{"fin-wait", &r.FinWait, time.Minute, "FIN_WAIT1 or FIN_WAIT2 for longer than this `TIME` is stuck"},
-		{"idle", &r.Idle, 2 * time.Hour, "ESTABLISHED, silent for longer than this `TIME` and without keepalive is suspect"},
+		{"idle", &r.Idle, 2 * time.Hour, "silent for longer than this `TIME` without keepalive is suspect"},
 		{"slow-accept", &r.SlowAccept, 200 * time.Millisecond, "in the accept queue for longer than this `TIME` is slow"},
 		{"zero-window", &r.ZeroWindow, 5 * time.Second, "a receive window shut for longer than this `TIME` is a stall"},
-		{"backoff", &r.Backoff, 15 * time.Second, "tell of data that stays unacknowledged for longer than this `TIME`"},
+		{"backoff", &r.Backoff, 15 * time.Second, "tell of data unacknowledged for longer than this `TIME`"},
 	}
 }
 
@@ -121,7 +121,7 @@ func (w *watching) ruleFlags(cmd *cobra.Command) {
 	for _, t := range w.thresholds() {
 		cmd.Flags().DurationVar(t.value, t.name, t.def, t.help)
 	}
-	cmd.Flags().Float64Var(&w.rules.TimeWait, "time-wait-share", 0.5, "TIME_WAIT towards one destination in more than this `SHARE` of the port range is a pile-up")
+	cmd.Flags().Float64Var(&w.rules.TimeWait, "time-wait-share", 0.5, "TIME_WAIT in more than this `SHARE` of the ports is a pile-up")
 }
 
 func (w *watching) checkRules() error {

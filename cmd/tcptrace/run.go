@@ -67,7 +67,7 @@ Without the privileges to trace, the command is not run: 4.`,
 	flags.BoolVar(&r.all, "all", false, "the report also shows connections that went well")
 	flags.BoolVarP(&r.quiet, "quiet", "q", false, "no summary where there is nothing to tell")
 	flags.Var(newChoice(&r.follow, launch.FollowAuto, launch.FollowAuto, launch.FollowCgroup, launch.FollowForks), "follow",
-		"`HOW` to know what the command starts: auto, cgroup or forks")
+		"`HOW` to know what the command starts: auto (both), cgroup or forks")
 	complete(cmd, "fail-on", append([]string{failAny, string(diagnose.Error), string(diagnose.Warning)}, codes()...)...)
 	complete(cmd, "output", "text", "json")
 	complete(cmd, "follow", launch.FollowAuto, launch.FollowCgroup, launch.FollowForks)

@@ -9,5 +9,6 @@ import (
 
 func TestMain(m *testing.M) {
 	lab.Main()
+	runMain()
 	os.Exit(m.Run())
 }

@@ -12,8 +12,6 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
-
-	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
 // maxForks bounds the descendants that are alive or ended lately.
@@ -293,12 +291,8 @@ func (f *forks) arm(on bool) error {
 	return nil
 }
 
-// event reports whether the process of an event is a descendant.
-func (f *forks) event(e *event.Event) bool { return f.has(e.PID) }
-
-// process reports the same of a process found in /proc.
-func (f *forks) process(p event.Process) bool { return f.has(p.PID) }
-
+// has reports whether a process, as the kernel numbers it, is a descendant or
+// was one.
 func (f *forks) has(pid uint32) bool {
 	var ended int64
 	return f.members.Lookup(pid, &ended) == nil

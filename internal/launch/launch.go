@@ -19,9 +19,9 @@ import (
 
 // Ways to follow a command.
 const (
-	FollowAuto   = "auto"   // a cgroup where one can be made, else forks
-	FollowCgroup = "cgroup" // a cgroup of its own
-	FollowForks  = "forks"  // every fork() is noted
+	FollowAuto   = "auto"   // both of the others, as far as they can be had
+	FollowCgroup = "cgroup" // by a cgroup of its own
+	FollowForks  = "forks"  // by noting every fork()
 )
 
 // Options of [New].
@@ -56,11 +56,11 @@ func Find(name string) (path string, err error) {
 func failed(name string, err error) error {
 	why := err
 	var lookup *exec.Error
-	var path *os.PathError
-	switch {
-	case errors.As(err, &lookup):
+	if errors.As(err, &lookup) {
 		why = lookup.Err
-	case errors.As(err, &path):
+	}
+	var path *os.PathError
+	if errors.As(err, &path) {
 		why = path.Err
 	}
 	status := 126
@@ -79,7 +79,7 @@ type Command struct {
 	args    []string
 	path    string
 	log     *zap.Logger
-	cgroup  *cgroup // one of the two
+	cgroup  *cgroup // at least one of the two
 	forks   *forks
 	memlock unix.Rlimit
 	process *os.Process
@@ -105,44 +105,46 @@ func New(o Options) (*Command, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &c.memlock); err != nil {
 		return nil, fmt.Errorf("reading the limit of locked memory: %w", err)
 	}
+	var noCgroup, noForks error
 	if o.Follow != FollowForks {
-		c.cgroup, err = newCgroup()
-		if err == nil {
-			return c, nil
+		if c.cgroup, noCgroup = newCgroup(); noCgroup != nil {
+			noCgroup = fmt.Errorf("making a cgroup for the command: %w", noCgroup)
+			c.log.Info("the command is followed by its forks only", zap.Error(noCgroup))
 		}
-		if o.Follow == FollowCgroup {
-			return nil, fmt.Errorf("following the command by a cgroup: %w", err)
-		}
-		c.log.Info("the command gets no cgroup of its own", zap.Error(err))
 	}
-	return c, c.useForks()
+	if o.Follow != FollowCgroup {
+		if c.forks, noForks = newForks(); noForks != nil {
+			noForks = fmt.Errorf("noting the command's forks: %w", noForks)
+			c.log.Info("the command is followed by its cgroup only", zap.Error(noForks))
+		}
+	}
+	if c.cgroup == nil && c.forks == nil {
+		return nil, fmt.Errorf("the command cannot be followed: %w", errors.Join(noCgroup, noForks))
+	}
+	return c, nil
 }
 
-func (c *Command) useForks() (err error) {
-	if c.forks, err = newForks(); err != nil {
-		return fmt.Errorf("following the command by its forks: %w", err)
-	}
-	return nil
-}
-
-// Follow is the way it is followed, FollowCgroup or FollowForks.
+// Follow names the way it is followed.
 func (c *Command) Follow() string {
-	if c.cgroup != nil {
+	switch {
+	case c.forks == nil:
 		return FollowCgroup
+	case c.cgroup == nil:
+		return FollowForks
 	}
-	return FollowForks
+	return FollowCgroup + " and " + FollowForks
 }
 
 // Caveat says what this way of following can miss.
 func (c *Command) Caveat() string {
-	if c.cgroup != nil {
-		return "processes that leave the command's cgroup, or are started by another service on its behalf (docker, systemd-run), are not followed"
+	const service = "what a service starts for the command (docker, systemd-run)"
+	if c.forks == nil {
+		return "not what leaves the command's cgroup, nor " + service
 	}
-	s := "processes that another service starts on its behalf (docker, systemd-run) are not followed"
 	if n := c.forks.lost(); n > 0 {
-		s += fmt.Sprintf("; %d descendants were too many to be followed", n)
+		return fmt.Sprintf("not %s, nor %d descendants, which were too many", service, n)
 	}
-	return s
+	return "not " + service
 }
 
 // Start runs the command with this process's standard input and output, its
@@ -158,32 +160,38 @@ func (c *Command) Start() error {
 			defer func() { _ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &raised) }()
 		}
 	}
-	if c.cgroup != nil {
-		err := c.exec(&syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(c.cgroup.fd.Fd())})
-		if err == nil || isExec(err) {
+	if c.forks != nil {
+		if err := c.forks.arm(true); err != nil {
 			return err
 		}
-		// The command has not run: clone3() into the cgroup was refused, as
-		// by a seccomp filter.
-		c.log.Info("the command could not be started in a cgroup of its own", zap.Error(err))
-		if rerr := c.cgroup.remove(); rerr != nil {
-			c.log.Warn("the command's cgroup stays", zap.Error(rerr))
-		}
-		c.cgroup = nil
-		if err := c.useForks(); err != nil {
-			return err
-		}
+		defer func() { _ = c.forks.arm(false) }() // as it went before
 	}
-	if err := c.forks.arm(true); err != nil {
+	if c.cgroup == nil {
+		return c.exec(nil)
+	}
+	err := c.exec(&syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(c.cgroup.fd.Fd())})
+	if err == nil || isExec(err) || c.forks == nil {
 		return err
 	}
-	return errors.Join(c.exec(nil), c.forks.arm(false))
+	// The command has not run: clone3() into the cgroup was refused, as by a
+	// seccomp filter.
+	c.log.Info("the command could not be started in a cgroup of its own", zap.Error(err))
+	if err := c.cgroup.remove(); err != nil {
+		c.log.Warn("the command's cgroup stays", zap.Error(err))
+	}
+	c.cgroup = nil
+	return c.exec(nil)
 }
 
 func (c *Command) exec(attr *syscall.SysProcAttr) error {
-	p, err := os.StartProcess(c.path, c.args, &os.ProcAttr{
-		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attr,
-	})
+	how := &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attr}
+	p, err := os.StartProcess(c.path, c.args, how)
+	if errors.Is(err, unix.ENOEXEC) {
+		// A script that does not say what it is for is the shell's, as with
+		// execvp(3).
+		const shell = "/bin/sh"
+		p, err = os.StartProcess(shell, slices.Concat([]string{shell, c.path}, c.args[1:]), how)
+	}
 	if err != nil {
 		return failed(c.args[0], err)
 	}
@@ -260,41 +268,43 @@ func (c *Command) Signal(s os.Signal) error {
 // Event reports whether the process that did something (event.FlagProcess) is
 // the command or a descendant of it.
 func (c *Command) Event(e *event.Event) bool {
-	if c.cgroup != nil {
-		return c.cgroup.event(e)
+	if c.cgroup != nil && c.cgroup.event(e) {
+		return true
+	}
+	if c.forks == nil {
+		return false
 	}
 	if now := time.Now(); now.Sub(c.swept) > time.Second {
 		c.swept = now
 		c.forks.sweep(host.Now())
 	}
-	return c.forks.event(e)
+	return c.forks.has(e.PID)
 }
 
-// Process reports the same of a process that was found in /proc.
+// Process reports the same of a process that was found in /proc, where that
+// numbers processes as the kernel does.
 func (c *Command) Process(p event.Process) bool {
-	if c.cgroup != nil {
-		return c.cgroup.process(p)
-	}
-	return c.forks.process(p)
+	return c.cgroup != nil && c.cgroup.process(p) || c.forks != nil && c.forks.has(p.PID)
 }
 
-// Running lists descendants that live: by a cgroup as numbered here, by forks
-// as the kernel numbers them.
+// Running lists descendants that live: as the kernel numbers them where forks
+// are noted, else as they are numbered here.
 func (c *Command) Running() []uint32 {
-	if c.cgroup != nil {
-		return c.cgroup.processes()
+	if c.forks != nil {
+		return c.forks.processes()
 	}
-	return c.forks.processes()
+	return c.cgroup.processes()
 }
 
 // Close stops following. What still runs goes on; the command's cgroup is
 // removed, and what is in it moved to where it would have been without it.
 func (c *Command) Close() error {
+	var errs []error
 	if c.cgroup != nil {
-		return c.cgroup.remove()
+		errs = append(errs, c.cgroup.remove())
 	}
 	if c.forks != nil {
-		return c.forks.close()
+		errs = append(errs, c.forks.close())
 	}
-	return nil
+	return errors.Join(errs...)
 }

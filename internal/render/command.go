@@ -44,7 +44,7 @@ func (j *JSON) Command(c *Command) error {
 func (t *Text) Command(c *Command) error {
 	t.head(c.Time, "command", bold, fmt.Sprintf("%s: %s after %s", commandLine(c.Args), Safe(c.Ended), roughly(c.Duration)))
 	t.running(2, c)
-	t.para("  followed  ", dim, Safe(c.Follow)+": "+Safe(c.Caveat), dim)
+	t.followed(c)
 	t.print("\n")
 	return t.result()
 }
@@ -64,6 +64,11 @@ func commandLine(args []string) string {
 		return string(line[:most]) + "..."
 	}
 	return string(line)
+}
+
+// followed tells how the processes were known.
+func (t *Text) followed(c *Command) {
+	t.para("  followed  ", dim, "by "+Safe(c.Follow)+"; "+Safe(c.Caveat), dim)
 }
 
 // running tells of descendants that live on.
@@ -209,9 +214,9 @@ func (b *Brief) Write(c *Command) error {
 	}
 	b.losses(s)
 	t.running(2, c)
-	t.para("  followed  ", dim, Safe(c.Follow)+": "+Safe(c.Caveat), dim)
+	t.followed(c)
 	if b.start != nil && len(b.start.Unknowable) > 0 {
-		t.para("  not known  ", dim, fmt.Sprintf("%d kinds of event that this kernel or these privileges do not show: `tcptrace doctor` lists them", len(b.start.Unknowable)), dim)
+		t.para("  not known  ", dim, fmt.Sprintf("%d things, with this kernel or these privileges: see `tcptrace doctor`", len(b.start.Unknowable)), dim)
 	}
 	t.cost(s.Cost)
 	if len(c.Failing) > 0 {

@@ -86,6 +86,12 @@ func keep[T any](w *Watcher, list *[]T, v T) error {
 // the test at the latest.
 func Watch(t *testing.T, f filter.Filter, d diagnose.Options) *Watcher {
 	t.Helper()
+	return WatchScope(t, nil, f, d)
+}
+
+// WatchScope does the same for some processes only; nil means all.
+func WatchScope(t *testing.T, scope pipeline.Scope, f filter.Filter, d diagnose.Options) *Watcher {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	tr, err := tracer.Open(ctx, tracer.Options{Attach: Attach(), Filter: tracer.KernelFilter{Netns: f.Netns, Ports: f.Ports}})
 	if err != nil {
@@ -103,6 +109,7 @@ func Watch(t *testing.T, f filter.Filter, d diagnose.Options) *Watcher {
 				Diagnose: d,
 			},
 			Tracer: tr,
+			Scope:  scope,
 			Ready:  func() error { close(ready); return nil },
 		})
 		w.done <- errors.Join(err, tr.Close())

@@ -323,8 +323,7 @@ func (t *Tracker) lateData(e *event.Event) {
 	if c == nil {
 		c = t.byAddresses(e, func(c *Conn) bool { return c.Phase() == PhaseEnded && e.Time-c.last < int64(t.o.Grace) })
 	}
-	fresh := c == nil
-	if fresh {
+	if c == nil {
 		c = t.create(e, e.Sock, PhaseSocket)
 		c.flags |= flagBefore
 		if o := t.orphans.find(c); o != nil {
@@ -340,9 +339,8 @@ func (t *Tracker) lateData(e *event.Event) {
 	}
 	e.New = event.StateFinWait2
 	t.add(c, e, EntryRSTSent, e.Reason&^argMinisocket|argMinisocket)
-	if fresh {
-		t.end(c)
-	}
+	// A minisocket has taken over, also where that was not seen.
+	t.end(c)
 }
 
 // unguess corrects what was concluded of a closed socket in FIN_WAIT2: one

@@ -359,6 +359,14 @@ func (x *Engine) Report(rule Rule, key Key, f Finding, at int64, n uint64, conns
 	}
 }
 
+// touch has the verdict under key, if there is one, told again: what its finding
+// would describe has changed, though nothing was added to its count.
+func (x *Engine) touch(rule Rule, key Key) {
+	if l := x.kept[liveKey{ruleIndex(rule), key}]; l != nil {
+		l.dirty = true
+	}
+}
+
 // tag makes c part of the rule's verdict.
 func (x *Engine) tag(rule Rule, c *timeline.Conn, s Severity) {
 	c.Tag |= 1 << ruleIndex(rule)
@@ -458,6 +466,14 @@ func (g *groups[K, V]) make(k K) *V {
 	g.m[k] = e
 	g.link(e)
 	return &e.v
+}
+
+// drop forgets k.
+func (g *groups[K, V]) drop(k K) {
+	if e := g.m[k]; e != nil {
+		g.unlink(e)
+		delete(g.m, k)
+	}
 }
 
 func (g *groups[K, V]) unlink(e *group[K, V]) {

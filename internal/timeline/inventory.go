@@ -54,6 +54,7 @@ type Orphan struct {
 	SeenAt        int64
 	Local, Remote netip.AddrPort
 	Owner         Owner // who closed it, if that was seen
+	Role          Role  // likewise
 }
 
 // Holder is a socket that uses a local port.
@@ -116,7 +117,7 @@ func (t *Tracker) orphanFound(n *netns, e *event.Event, inv *event.Inventory) {
 	c.local, c.lport = pack(e.Local)
 	c.remote, c.rport = pack(e.Remote)
 	if known := t.orphans.find(c); known != nil {
-		o.Owner = known.process.owner(known.source)
+		o.Owner, o.Role = known.process.owner(known.source), known.role
 		o.Since = min(o.Since, known.at)
 	}
 	if n.round.orphans == nil {

@@ -1,0 +1,311 @@
+package diagnose
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+)
+
+const codeZeroWindow = "zero-window"
+
+var docZeroWindow = Doc{
+	Code:     codeZeroWindow,
+	Severity: Warning,
+	Summary:  "the receiver kept its window shut: its process does not read, and the sender has to wait",
+	Meaning: `Each end tells the other how much it can take: its receive window. When the application does not read, the receive queue fills and the window shuts. The sender then sends nothing but a probe now and then, and what its application goes on to write fills the send queue, until write() blocks. The network is not at fault.
+
+A window that shuts for a moment is how TCP slows a sender down to the pace of its receiver, and healthy. It counts when it stayed shut for longer than --zero-window (5 s): by then a sender has probed five times, a person has noticed, and a receiver that merely is slow has read something. Some receivers stop on purpose (a paused player, a pager, a suspended program): then this is what was meant.
+
+It is measured where a probe or a snapshot of the sockets showed the window shut, from the first to the last that did with nothing sent between, so that the truth is somewhat longer. A connection that the kernel gave up (ETIMEDOUT) while the window was shut belongs here and not to the network's faults: probes were not answered any more.
+
+Where both ends are on this host, one verdict names the process that does not read.`,
+	Counts: "connections",
+	Evidence: []DocKey{
+		{"stalled_ms", "ms", "the longest that a window was seen shut, at least"},
+		{"side", "", "what this host is to the connection: sender, receiver or both"},
+		{"recv_queue", "bytes", "received and not read, the most of one connection; null where the receiver is elsewhere"},
+		{"send_queue", "bytes", "written and not acknowledged, the most of one connection; null where the sender is elsewhere"},
+		{"stalled_now", "connections", "whose window is shut as far as is known"},
+		{"killed", "connections", "given up by the kernel with the window shut (ETIMEDOUT)"},
+		{"receiver", "", "the process that does not read, or its address where it is elsewhere"},
+		{"sender", "", "the process that waits, or its address where it is elsewhere"},
+	},
+	Fix: []string{
+		"find out why the receiving process does not read: blocked on something else (a lock, a disk, its own downstream), stopped, or waiting for its turn",
+		"a sender that must not wait needs a time limit on write() (TCP_USER_TIMEOUT does not end a window that is answered), or a bounded queue that may drop",
+		"larger buffers (SO_RCVBUF, net.ipv4.tcp_rmem) only delay it",
+	},
+	Counters: []string{"TcpExt.TCPToZeroWindowAdv", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.TCPWantZeroWindowAdv", "TcpExt.TCPWinProbe"},
+	Source: []string{
+		"net/ipv4/tcp_output.c: tcp_select_window(), tcp_send_probe0()",
+		"net/ipv4/tcp_timer.c: tcp_probe_timer()",
+	},
+}
+
+const (
+	zeroWindowGroups = 4096
+	zeroWindowShut   = 65536 // connections that are followed
+)
+
+// zeroWindow follows connections whose window is shut: the sender's end by its
+// probes and by snapshots, the receiver's by snapshots.
+type zeroWindow struct {
+	shut  groups[*timeline.Conn, stall]
+	found groups[Key, *stalls]
+}
+
+func newZeroWindow() *zeroWindow {
+	return &zeroWindow{
+		shut:  groups[*timeline.Conn, stall]{max: zeroWindowShut},
+		found: groups[Key, *stalls]{max: zeroWindowGroups},
+	}
+}
+
+func (*zeroWindow) Code() string { return codeZeroWindow }
+func (*zeroWindow) Doc() Doc     { return docZeroWindow }
+
+// stall is a window that is shut.
+type stall struct {
+	from, to int64         // when it was first and last seen shut
+	gap      time.Duration // between the newest two probes
+	moved    uint64        // bytes sent, or received by this end, by then
+	receiver bool          // it is this end's own window
+	known    bool
+	told     bool // part of a finding
+}
+
+// stalls are those of one receiver, or of one sender towards another host.
+type stalls struct {
+	key              Key
+	sender, receiver timeline.Owner
+	from, to         netip.AddrPort // the ends, where they are elsewhere
+	both, own        bool           // sides that were seen here: both, or only the receiver
+	longest          time.Duration
+	recv, send       uint32
+	now              map[*timeline.Conn]struct{}
+	killed           uint64
+}
+
+func (r *zeroWindow) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	switch e.Kind {
+	case timeline.EntryZeroWindow:
+		r.seen(x, c, e.Until(), true, false)
+	case timeline.EntryClosed:
+		r.closed(x, c, e)
+	}
+}
+
+// Changed hears of what a snapshot showed.
+func (r *zeroWindow) Changed(x *Engine, c *timeline.Conn) {
+	if c.Phase() != timeline.PhaseSocket || c.SnapshotAt() == 0 || c.SnapshotAt() < c.Last() {
+		return
+	}
+	shut, _ := c.Window()
+	switch {
+	case shut:
+		r.seen(x, c, c.SnapshotAt(), false, false)
+	case c.OwnWindowShut():
+		r.seen(x, c, c.SnapshotAt(), false, true)
+	case len(r.shut.m) > 0:
+		r.opened(x, c)
+	}
+}
+
+func (r *zeroWindow) opened(x *Engine, c *timeline.Conn) {
+	s := r.shut.m[c]
+	if s == nil || !s.v.known {
+		return
+	}
+	if s.v.told {
+		if f := r.of(c, s.v.receiver); f != nil {
+			delete(f.now, c)
+			x.touch(r, f.key)
+		}
+	}
+	s.v = stall{}
+}
+
+// seen takes note that a window was shut at that time: the peer's, as a probe
+// or a snapshot of this end showed, or this end's own.
+func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, probe, own bool) {
+	s := r.shut.make(c)
+	moved := c.Traffic().BytesSent
+	if own {
+		moved = c.Traffic().BytesReceived
+	}
+	gap := time.Duration(at - s.to)
+	// The time between probes doubles while a window stays shut, and begins
+	// anew when it has been open. (A timer may be a little early or late.)
+	again := probe && s.gap > 0 && gap < s.gap*3/5
+	switch {
+	case !s.known, s.receiver != own, moved != s.moved, again:
+		if s.told && s.known {
+			r.opened(x, c)
+		}
+		*s = stall{from: at, to: at, moved: moved, receiver: own, known: true}
+		return
+	case at <= s.to:
+		return
+	}
+	if probe {
+		s.gap = gap
+	}
+	s.to = at
+	if d := time.Duration(s.to - s.from); d > x.o.ZeroWindow {
+		r.report(x, c, s, at, d)
+	}
+}
+
+// closed hears of the end of a connection.
+func (r *zeroWindow) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	s := r.shut.m[c]
+	known := s != nil && s.v.known
+	if known && silence(e.Err()) && !e.ByProcess() && !s.v.receiver && c.Traffic().BytesSent == s.v.moved {
+		s.v.to = max(s.v.to, e.At)
+		r.report(x, c, &s.v, e.At, time.Duration(s.v.to-s.v.from)).killed++
+	}
+	r.opened(x, c)
+}
+
+// Ended lets go of c.
+func (r *zeroWindow) Ended(x *Engine, c *timeline.Conn) {
+	if len(r.shut.m) == 0 {
+		return
+	}
+	r.opened(x, c)
+	r.shut.drop(c)
+}
+
+// of returns the finding that c belongs to, nil if there is none yet.
+func (r *zeroWindow) of(c *timeline.Conn, own bool) *stalls {
+	k, _, _ := zeroWindowKey(c, own)
+	if p := r.found.m[k]; p != nil {
+		return p.v
+	}
+	return nil
+}
+
+// zeroWindowKey says what a verdict about c is about: the process that does not
+// read, where that is here, else the peer. It returns both ends as far as they
+// are here.
+func zeroWindowKey(c *timeline.Conn, own bool) (k Key, sender, receiver *timeline.Conn) {
+	sender, receiver = c, c.Peer()
+	if own {
+		sender, receiver = c.Peer(), c
+	}
+	if receiver != nil {
+		a, what := place(receiver)
+		return Key{Netns: receiver.Netns(), PID: receiver.Owner().PID, Addr: a, What: "receiver at " + what}, sender, receiver
+	}
+	return Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: remoteOf(c), What: "sender"}, sender, nil
+}
+
+// report tells of c, whose window has been shut for d.
+func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d time.Duration) *stalls {
+	k, sender, receiver := zeroWindowKey(c, s.receiver)
+	p := r.found.make(k)
+	if *p == nil {
+		*p = &stalls{key: k, now: make(map[*timeline.Conn]struct{})}
+	}
+	f := *p
+	f.longest = max(f.longest, d)
+	f.both = f.both || sender != nil && receiver != nil
+	f.own = receiver != nil
+	var conns []*timeline.Conn
+	if receiver != nil {
+		f.receiver = receiver.Owner()
+		f.recv = max(f.recv, receiver.Traffic().Unread)
+		f.from = remoteOf(receiver)
+		conns = append(conns, receiver)
+	}
+	if sender != nil {
+		f.sender = sender.Owner()
+		f.send = max(f.send, sender.Traffic().Unacked)
+		f.to = sender.Remote()
+		if receiver == nil {
+			f.to = remoteOf(sender)
+		}
+		conns = append(conns, sender)
+	}
+	n := uint64(1)
+	for _, x := range conns {
+		if tagged(r, x) { // again, or seen from its other end
+			n = 0
+		}
+	}
+	s.told = true
+	if len(f.now) < zeroWindowShut && c.Phase() == timeline.PhaseSocket {
+		f.now[c] = struct{}{}
+	}
+	x.Report(r, k, f, at, n, conns...)
+	return f
+}
+
+func (f *stalls) Describe(x *Engine, v *Verdict) {
+	v.Severity, v.Confidence = Warning, Certain
+	side, who := "sender", f.sender
+	switch {
+	case f.both:
+		side, who = "both", f.receiver
+	case f.own:
+		side, who = "receiver", f.receiver
+	}
+	v.Process = process(who)
+	sender, receiver := end(f.sender, f.from), end(f.receiver, f.to)
+	v.Subject = Subject{"process", f.receiver.Name()}
+	if !f.receiver.Known() {
+		v.Subject = Subject{"peer", receiver}
+	}
+	noun := "connections"
+	if v.Count == 1 {
+		noun = "connection"
+	}
+	shut := timeline.Duration(f.longest)
+	recv := Fact{Key: "recv_queue", Note: "the receiver is on another host"}
+	send := Fact{Key: "send_queue", Note: "the sender is on another host"}
+	if side != "sender" {
+		recv = Fact{Key: recv.Key, Value: int64(f.recv)}
+		v.Story = fmt.Sprintf("%s does not read: the receive window of %d %s was shut for %s, with %s unread", receiver, v.Count, noun, shut, Bytes(uint64(f.recv)))
+	} else {
+		v.Story = fmt.Sprintf("%s does not read: it kept the window of %d %s shut for %s", receiver, v.Count, noun, shut)
+	}
+	if side != "receiver" {
+		send = Fact{Key: send.Key, Value: int64(f.send)}
+		v.Story += fmt.Sprintf(", and %s from %s waits", Bytes(uint64(f.send)), sender)
+	}
+	if f.killed > 0 {
+		v.Story += fmt.Sprintf("; the kernel gave up %d of them (ETIMEDOUT)", f.killed)
+		if f.killed == 1 && v.Count == 1 {
+			v.Story = v.Story[:len(v.Story)-len(" 1 of them (ETIMEDOUT)")] + " (ETIMEDOUT)"
+		}
+	}
+	v.Evidence = Evidence{
+		{Key: "stalled_ms", Value: int64(f.longest / time.Millisecond)},
+		{Key: "side", Value: side},
+		recv,
+		send,
+		{Key: "stalled_now", Value: int64(len(f.now))},
+		{Key: "killed", Value: int64(f.killed)},
+		{Key: "receiver", Value: receiver},
+		{Key: "sender", Value: sender},
+	}
+	v.Fix = docZeroWindow.Fix
+	if side == "sender" {
+		v.Fix = []string{"look on the peer's host at why its process does not read", docZeroWindow.Fix[1]}
+	}
+}
+
+// end names a process, or the address of one that is elsewhere or unknown.
+func end(o timeline.Owner, a netip.AddrPort) string {
+	switch {
+	case o.Known():
+		return o.Name()
+	case !a.IsValid() && !a.Addr().IsValid():
+		return "unknown"
+	case a.Port() == 0:
+		return a.Addr().String()
+	}
+	return a.String()
+}

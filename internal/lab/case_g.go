@@ -218,26 +218,40 @@ func portsAreReused(ctx context.Context, env *Env, t *Truth) error {
 	if err != nil {
 		return err
 	}
-	for round := 1; round <= 2; round++ {
-		if err := env.requests(ctx, client, shortArgs{To: srv.Addr, N: narrow}); err != nil {
+	made := 0
+	request := func(n int) error {
+		if err := env.requests(ctx, client, shortArgs{To: srv.Addr, N: n}); err != nil {
 			return err
 		}
-		if err := env.untilTimeWait(ctx, srv, round*narrow, narrow); err != nil {
-			return err
+		made += n
+		return env.untilServed(ctx, srv, "the server has closed", func(st serverStats) bool { return st.Closed == made })
+	}
+	if err := request(narrow); err != nil {
+		return err
+	}
+	// A machine that takes more than a second for that has used some ports twice.
+	if err := env.until(ctx, "most ports are in TIME_WAIT", func() (bool, error) {
+		n, err := env.timeWaits()
+		if err != nil || n > narrow*3/4 {
+			return true, err
 		}
-		// The kernel compares whole seconds: within the second round, a port of
-		// its beginning is not free again.
-		if err := sleep(ctx, 2500*time.Millisecond); err != nil {
-			return err
-		}
+		return false, request(narrow / 8)
+	}); err != nil {
+		return err
+	}
+	// The kernel compares whole seconds.
+	if err := sleep(ctx, 2500*time.Millisecond); err != nil {
+		return err
+	}
+	if err := request(narrow); err != nil {
+		return err
 	}
 	t.Expect = []Expectation{{
-		Code: "time-wait-pileup", Listener: srv.Addr, Process: client.party(), Count: narrow,
-		Facts: map[string]any{"count": narrow, "tw_reuse": 2},
+		Code: "time-wait-pileup", Listener: srv.Addr, Process: client.party(), Facts: map[string]any{"tw_reuse": 2},
 	}}
-	t.Known["Tcp.ActiveOpens"] = 2 * narrow
-	t.Known["Tcp.PassiveOpens"] = 2 * narrow
-	t.Known["TcpExt.TWRecycled"] = narrow
+	t.Known["Tcp.ActiveOpens"] = uint64(made)
+	t.Known["Tcp.PassiveOpens"] = uint64(made)
+	t.AtLeast["TcpExt.TWRecycled"] = uint64(made - narrow)
 	return nil
 }
 

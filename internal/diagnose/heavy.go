@@ -121,6 +121,12 @@ func (s *sources) n() uint64 { return s.single.n }
 func (s *sources) fact(key string, all uint64) Fact {
 	const most = 5
 	list := []string{}
+	if len(s.single.list) <= most { // all of them
+		for _, h := range s.single.list {
+			list = append(list, fmt.Sprintf("%s (%d)", h.key, h.count))
+		}
+		return s.noted(key, list, all)
+	}
 	for _, h := range s.single.top(most) {
 		list = append(list, fmt.Sprintf("%s (%d)", h.key, h.least()))
 	}
@@ -133,6 +139,11 @@ func (s *sources) fact(key string, all uint64) Fact {
 		}
 		list = append(list, fmt.Sprintf("%s (%d)", h.key, h.least()))
 	}
+	return s.noted(key, list, all)
+}
+
+// noted says what list is drawn from.
+func (s *sources) noted(key string, list []string, all uint64) Fact {
 	f := Fact{Key: key, Value: list}
 	switch {
 	case s.n() == 0:

@@ -176,9 +176,22 @@ type drops struct {
 	server         bool // to is where the process listens, else its destination
 	claimed        bool // a local client's SYN, which came in again
 	syns, segments uint64
+	synacks        uint64 // of segments
 	hurts          bool
 	from           sources
 	ports          heavy[uint16]
+}
+
+// add counts n segments of a kind.
+func (f *drops) add(n uint64, syn, synack bool) {
+	if syn {
+		f.syns += n
+		return
+	}
+	f.segments += n
+	if synack {
+		f.synacks += n
+	}
 }
 
 func (r *localDrop) finding(k Key, d dropped) *drops {
@@ -209,14 +222,13 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if cause == "" {
 		return
 	}
-	late := false
-	syn := false
+	var late, syn, synack bool
 	switch c.State() {
-	case event.StateEstablished, event.StateCloseWait:
+	case event.StateEstablished, event.StateCloseWait, event.StateUnknown:
 	case event.StateSynSent:
 		syn = d.out
-	case event.StateNewSynRecv, event.StateSynRecv, event.StateUnknown:
-		syn = d.out
+	case event.StateNewSynRecv, event.StateSynRecv:
+		synack = d.out
 	default:
 		late = true
 	}
@@ -230,11 +242,7 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	f := r.finding(k, d)
 	f.to, f.owner, f.late = to, owner, late
 	f.server = c.Role() == timeline.RoleServer
-	if syn {
-		f.syns++
-	} else {
-		f.segments++
-	}
+	f.add(1, syn, synack)
 	f.hurts = f.hurts || d.out || e.Count >= dropHurts
 	x.Report(r, k, f, e.Until(), 1, c)
 }
@@ -267,11 +275,7 @@ func (r *localDrop) Incident(x *Engine, in *timeline.Incident) {
 		if f.owner = in.Owner; !f.owner.Known() && in.Listener != nil {
 			f.owner = in.Listener.Owner()
 		}
-		if in.TCPFlags&syn != 0 {
-			f.syns += n
-		} else {
-			f.segments += n
-		}
+		f.add(n, isSYN, in.TCPFlags&(syn|ack) == syn|ack)
 		f.from.add(in.Remote.Addr())
 		x.Report(r, k, f, in.At, n)
 	case !in.Out && isSYN && in.Remote.IsValid():
@@ -324,11 +328,7 @@ func (r *localDrop) noise(x *Engine, h heldDrop, syn bool) {
 	k := Key{Netns: h.netns, What: h.d.what() + " noise"}
 	f := r.finding(k, h.d)
 	f.noise = true
-	if syn {
-		f.syns += h.n
-	} else {
-		f.segments += h.n
-	}
+	f.add(h.n, syn, false)
 	if h.local.IsValid() && !h.d.out {
 		f.ports.add(h.local.Port())
 	}
@@ -369,8 +369,11 @@ func (f *drops) Describe(x *Engine, v *Verdict) {
 	if f.syns > 0 {
 		what = append(what, plural(f.syns, "SYN", "SYNs"))
 	}
-	if f.segments > 0 {
-		what = append(what, plural(f.segments, "segment", "segments"))
+	if f.synacks > 0 {
+		what = append(what, plural(f.synacks, "SYN-ACK", "SYN-ACKs"))
+	}
+	if n := f.segments - f.synacks; n > 0 {
+		what = append(what, plural(n, "segment", "segments"))
 	}
 	direction, way := "in", "on the way in"
 	if f.d.out {
@@ -427,7 +430,11 @@ func (f *drops) Describe(x *Engine, v *Verdict) {
 	sources, ports := Fact{Key: "top_sources", Note: "it is one connection's, or one process's"}, Fact{Key: "top_ports", Note: "it is one connection's, or one process's"}
 	if f.noise {
 		list := []string{}
-		for _, h := range f.ports.top(8) {
+		top := f.ports.top(8)
+		if len(f.ports.list) <= 8 { // all of them
+			top = f.ports.list
+		}
+		for _, h := range top {
 			list = append(list, fmt.Sprintf("%d (%d)", h.key, h.least()))
 		}
 		sources, ports = f.from.fact("top_sources", f.syns+f.segments), Fact{Key: "top_ports", Value: list}

@@ -216,7 +216,7 @@ func (f *closedPort) Describe(x *Engine, v *Verdict) {
 		v.Subject = Subject{"host", "further ports"}
 		v.Story = fmt.Sprintf("%s for further ports where nobody listens: answered by RST", plural(f.count, "SYN", "SYNs"))
 	}
-	other := Fact{Key: "listens_on", Note: "no listener on this port was seen"}
+	other := Fact{Key: "listens_on", Note: "no listener at another address was seen"}
 	before := Fact{Key: "closed_before_ms", Note: "no listener was closed in the minute before"}
 	after := Fact{Key: "opened_after_ms", Note: "none opened since"}
 	if l := f.other; l != nil {

@@ -357,6 +357,7 @@ type column struct {
 
 type row struct {
 	trouble bool
+	remark  bool     // worth a look
 	cells   []string // safe; in the flexible one, "\n" is the best place to break
 	notes   []string // safe
 }
@@ -434,8 +435,11 @@ func (t *SocketsText) table(cols []column, rows []row) (shown []bool) {
 	line("", titles, dim)
 	for _, r := range rows {
 		mark, style := "", plain
-		if r.trouble {
+		switch {
+		case r.trouble:
 			mark, style = "!", bold
+		case r.remark:
+			style = yellow
 		}
 		line(mark, r.cells, style)
 		for _, n := range r.notes {
@@ -719,7 +723,7 @@ func (t *SocketsText) groups(r *Inventory) {
 		} else if keepalive == "off" {
 			keepalive = "never"
 		}
-		rows = append(rows, row{trouble: g.Trouble, notes: g.Notes, cells: []string{
+		rows = append(rows, row{trouble: g.Trouble, remark: g.Closing(), notes: g.Notes, cells: []string{
 			thousands(g.Count), state, t.about(g), idle, keepalive, size(g.RecvQ), size(g.SendQ),
 		}})
 	}

@@ -344,6 +344,17 @@ func (g *Group) settle() {
 	}
 }
 
+// Closing reports whether the group is of a state that sockets pass through
+// quickly when all is well: CLOSE_WAIT, FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK.
+func (g *Group) Closing() bool {
+	for _, c := range closingStates {
+		if c.state == g.State {
+			return true
+		}
+	}
+	return false
+}
+
 // freed says what keepalive will do about sockets in CLOSE_WAIT.
 func (g *Group) freed() string {
 	switch {
@@ -418,13 +429,15 @@ func compareGroups(a, b *Group) int {
 	rank := func(g *Group) int {
 		switch {
 		case g.Further:
-			return 3
+			return 4
 		case g.Trouble:
 			return 0
-		case len(g.Notes) > 0:
+		case g.Closing():
 			return 1
+		case len(g.Notes) > 0:
+			return 2
 		}
-		return 2
+		return 3
 	}
 	return cmp.Or(
 		cmp.Compare(rank(a), rank(b)), cmp.Compare(b.Count, a.Count), cmp.Compare(a.Netns, b.Netns),

@@ -247,6 +247,24 @@ func TestNotes(t *testing.T) {
 	}
 }
 
+// TestClosingFirst puts states that should not last before those that may.
+func TestClosingFirst(t *testing.T) {
+	v := New(Options{})
+	space(v)
+	for i := range 9 {
+		v.Add(full(event.StateEstablished, fmt.Sprintf("10.0.0.1:4000%d", i), "10.0.0.5:5432", 0), worker)
+	}
+	v.Add(mini(event.StateTimeWait, "10.0.0.1:40010", "10.0.0.5:5432", 0), Owner{})
+	v.Add(mini(event.StateFinWait2, "10.0.0.1:40011", "10.0.0.5:5432", 0), Owner{})
+	v.Add(full(event.StateCloseWait, "10.0.0.1:40012", "10.0.0.5:5432", 0), worker)
+	var got []string
+	for _, g := range v.Report().Groups {
+		assert.False(t, g.Trouble)
+		got = append(got, StateName(g.State))
+	}
+	assert.Equal(t, []string{"FIN_WAIT2", "CLOSE_WAIT", "ESTABLISHED", "TIME_WAIT"}, got)
+}
+
 func TestDimensions(t *testing.T) {
 	for _, c := range []struct {
 		by     string

@@ -21,20 +21,29 @@ import (
 // How long things last in a demo: nobody wants to wait a minute for a leak.
 const (
 	demoCloseWait = 2 * time.Second
-	demoHold      = 4 * time.Second         // how long a leak is left standing
+	demoHold      = 4 * time.Second // how long a leak is left standing, or what is stuck
+	demoStuck     = 2 * time.Second // in FIN_WAIT, or with the window shut
+	demoAccept    = 500 * time.Millisecond
+	demoIdle      = 2 * time.Second // of silence, where a case turns on it
+	demoBackoff   = 2 * time.Second
 	demoSettle    = 1500 * time.Millisecond // for the last verdicts after the last packet
 )
 
 func newDemo(u *ui) *cobra.Command {
 	var w watching
 	var show string
+	var hostSettings bool
 	cmd := &cobra.Command{
 		Use:   "demo [CASE]",
 		Short: "Reproduce a case in a throwaway network namespace, and watch it",
 		Long: `Reproduce a case with real sockets in a network namespace of its own, which is
 thrown away afterwards, and show what watch says about it. Nothing outside that
 namespace is touched. Without CASE, lists the cases; those that end in -healthy
-are the same traffic with nothing wrong in it, and give no verdict.`,
+are the same traffic with nothing wrong in it, and give no verdict.
+
+Some limits of the kernel are the whole machine's. A case that changes one (it
+says so) runs only with --host-settings: other programs' connections can suffer
+meanwhile. The setting is put back at the end.`,
 		Example: `  sudo tcptrace demo C
   sudo tcptrace demo C-healthy`,
 		Args: atMost(1),
@@ -44,6 +53,7 @@ are the same traffic with nothing wrong in it, and give no verdict.`,
 	}
 	u.outputFlag(cmd)
 	cmd.Flags().StringVar(&show, "show", "verdicts", "`KINDS`: verdicts, connections, events")
+	cmd.Flags().BoolVar(&hostSettings, "host-settings", false, "run a case that changes a setting of the whole machine for a moment")
 	w.attachFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		kinds, err := parseShow(show)
@@ -60,6 +70,10 @@ are the same traffic with nothing wrong in it, and give no verdict.`,
 				hint = fmt.Sprintf("did you mean %s? %s", near, hint)
 			}
 			return usage(hint, "no such case: %q", args[0])
+		}
+		if c.HostSetting != "" && !hostSettings {
+			return usage("run it on a machine of which nobody needs anything else, with --host-settings",
+				"case %s changes %s of the whole machine while it runs", c.ID, c.HostSetting)
 		}
 		ctx, stop := interruptible(cmd.Context())
 		defer stop()
@@ -110,6 +124,7 @@ func (u *ui) demo(ctx context.Context, c lab.Case, w watching, show pipeline.Sho
 
 	env, err := lab.NewEnv(lab.Options{
 		CloseWait: demoHold,
+		Hold:      demoHold,
 		Logf:      func(format string, args ...any) { u.complain("demo", fmt.Sprintf(format, args...)) },
 	})
 	if err != nil {
@@ -125,6 +140,12 @@ func (u *ui) demo(ctx context.Context, c lab.Case, w watching, show pipeline.Sho
 		w.filter.Netns = append(w.filter.Netns, ns.Inode())
 	}
 	w.rules.CloseWait = demoCloseWait
+	w.rules.FinWait, w.rules.ZeroWindow = demoStuck, demoStuck
+	w.rules.SlowAccept = demoAccept // the cases' own processes may have to wait for their turn
+	w.rules.Backoff = demoBackoff
+	if c.Silence {
+		w.rules.Idle, w.rules.Aftermath = demoIdle, demoIdle
+	}
 
 	// The case begins once everything that happens will be seen, and the
 	// watch ends a while after it.

@@ -26,6 +26,11 @@ const (
 	// closeWait is the threshold in these tests, so that they need not wait
 	// for the default of a minute.
 	closeWait = 2 * time.Second
+	// stuck is the threshold for ends in FIN_WAIT and for shut windows, likewise.
+	stuck = 2 * time.Second
+	// slowAccept is longer than the default: a process of a busy machine may
+	// well wait for its turn so long.
+	slowAccept = 1500 * time.Millisecond
 	// together is how many cases happen at the same time: they mostly wait.
 	together = 6
 )
@@ -52,6 +57,8 @@ func TestCases(t *testing.T) {
 		env, err := lab.NewEnv(lab.Options{
 			Patience:  watchtest.Patience(),
 			CloseWait: closeWait + 3*time.Second,
+			Hold:      stuck + 3*time.Second,
+			LateAfter: 2 * slowAccept,
 			Logf:      func(f string, a ...any) { t.Log(c.ID + ": " + fmt.Sprintf(f, a...)) },
 		})
 		if err != nil {
@@ -75,7 +82,7 @@ func TestCases(t *testing.T) {
 		}
 	}
 
-	o := diagnose.Options{CloseWait: closeWait}
+	o := diagnose.Options{CloseWait: closeWait, FinWait: stuck, ZeroWindow: stuck, SlowAccept: slowAccept}
 	if watchtest.InVM() {
 		o.Immediate = 250 * time.Millisecond
 	}
@@ -214,6 +221,9 @@ var promised = map[string][]string{
 	"immediate-close":       {"count", "after_ms", "bytes_written", "live_connections", "plateau"},
 	"reconnect-loop":        {"count", "window_ms", "lifetime_ms", "destination"},
 	"close-wait-leak":       {"count", "remote", "oldest_s", "newest_s", "growth_per_min", "keepalive", "reaped_after_s"},
+	"fin-wait-stuck":        {"state", "count", "age_s", "orphan"},
+	"zero-window":           {"stalled_ms", "side", "recv_queue"},
+	"slow-accept":           {"wait_ms_max", "wait_ms_p50", "queue_len"},
 	"reset-sent":            {"reason", "cause", "unread_bytes"},
 	"reset-received":        {"phase", "after_ms", "bytes_sent", "bytes_received"},
 	"syn-queue-overflow":    {"queue_len", "queue_limit", "syncookies", "cookies_sent", "syn_dropped", "top_sources"},

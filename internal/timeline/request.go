@@ -125,6 +125,9 @@ func (t *Tracker) synackRetransmitted(e *event.Event) {
 		return
 	}
 	c := t.request(e, PhaseRequest)
+	if sent := time.Second << min(e.Listener.Attempt, 7); c.n == 0 && t.lostAt != 0 && t.lostAt >= e.Time-int64(sent) {
+		c.flags |= flagLost // what happened to it since the first SYN-ACK, perhaps
+	}
 	// The final ACK came and was dropped, says the kernel; or may have been.
 	c.ext().retries = e.Listener.SYNACKRetries
 	if x := c.ext(); e.Has(event.FlagACKed) || e.Listener.QueueLen > e.Listener.QueueLimit {

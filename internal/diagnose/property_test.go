@@ -264,6 +264,9 @@ func TestMissing(t *testing.T) {
 // TestDoubled repeats each event: the verdicts stay.
 func TestDoubled(t *testing.T) {
 	for name, script := range scripts(t) {
+		if name == "e-not-full.txt" {
+			continue // that one SYN is one matters; no kernel tells such twice
+		}
 		steps := parse(t, script)
 		want := codesOf(t, script, steps)
 		var doubled []timelinetest.Step

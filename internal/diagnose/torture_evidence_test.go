@@ -76,12 +76,6 @@ const (
 	errReset       = 104
 	errTimedOut    = 110
 	errRefused     = 111
-
-	kindBindFailed       = event.Kind(15)
-	kindProbe            = event.Kind(16)
-	kindSegmentDropped   = event.Kind(17)
-	kindMemory           = event.Kind(18)
-	kindTimeWaitOverflow = event.Kind(19)
 )
 
 // necessary has a row for each code of the contract.
@@ -112,7 +106,7 @@ var necessary = map[string]row{
 		what: "handshakes that were left half done, or refused",
 		is: func(k *knowledge, e *event.Event) bool {
 			return e.Kind == event.KindRequestAborted || e.Kind == event.KindSYNACKRetrans ||
-				e.Kind == event.KindRSTSent && e.Has(event.FlagNoSocket)
+				e.Kind == event.KindRSTSent && e.Has(event.FlagNoSocket) && e.TCPFlags&2 != 0
 		},
 		about: func(v *diagnose.Verdict, e *event.Event) bool {
 			return strings.Contains(v.Subject.Name, e.Remote.Addr().String())
@@ -166,24 +160,26 @@ var necessary = map[string]row{
 		},
 	}},
 	"port-closed": {needs: []need{{
-		what:  "a RST without a socket",
-		is:    func(k *knowledge, e *event.Event) bool { return e.Kind == event.KindRSTSent },
+		what: "a RST without a socket, in answer to a SYN",
+		is: func(k *knowledge, e *event.Event) bool {
+			return e.Kind == event.KindRSTSent && e.Has(event.FlagNoSocket) && e.TCPFlags&2 != 0
+		},
 		about: atLocal,
 	}}},
 	"local-drop": {needs: []need{{
 		what: "a segment that this host dropped",
-		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == kindSegmentDropped },
+		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == event.KindSegmentDropped },
 	}}},
 	"port-exhaustion": {needs: []need{{
 		what: "SYN_SENT to CLOSE without a local port, or with EADDRNOTAVAIL, or bind() that found no port",
 		is: func(k *knowledge, e *event.Event) bool {
 			return to(e, event.StateSynSent, event.StateClose) && (e.Local.Port() == 0 || e.Err == errUnavailable) ||
-				e.Kind == kindBindFailed && e.Err == errInUse && e.Local.Port() == 0
+				e.Kind == event.KindBindFailed && e.Err == errInUse && e.Local.Port() == 0
 		},
 	}}},
 	"bind-conflict": {needs: []need{{
 		what: "bind() or listen() that failed with EADDRINUSE",
-		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == kindBindFailed && e.Err == errInUse },
+		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == event.KindBindFailed && e.Err == errInUse },
 	}}},
 	"immediate-close": {examples: true, needs: []need{
 		{
@@ -223,16 +219,27 @@ var necessary = map[string]row{
 		about: atRemote,
 	}}},
 	"half-open": {absence: true, needs: []need{{
-		what: "a connection that was open",
+		what: "one end that is open, or a segment that says so of the other",
 		is: func(k *knowledge, e *event.Event) bool {
-			return was(e, event.StateEstablished, event.StateCloseWait, event.StateFinWait1, event.StateFinWait2)
+			return was(e, event.StateEstablished) || e.Kind == event.KindSnapshot || resetEvent(e) || e.Kind == event.KindRSTSent && e.Has(event.FlagNoSocket)
+		},
+		about: func(v *diagnose.Verdict, e *event.Event) bool {
+			switch v.Key.What {
+			case "idle": // silent for long, as a snapshot shows it
+				return e.Kind == event.KindSnapshot
+			case "probe": // the peer answered one with RST
+				return resetEvent(e)
+			case "remote", "unknown": // this host answered a segment with RST
+				return e.Kind == event.KindRSTSent
+			}
+			return was(e, event.StateEstablished)
 		},
 	}}},
 	"keepalive-timeout": {examples: true, needs: []need{
 		{
 			what: "a keepalive probe, or a RST for want of answers to them",
 			is: func(k *knowledge, e *event.Event) bool {
-				return e.Kind == kindProbe && e.Reason == 1 || k.resetReason(e, "KEEPALIVE_TIMEOUT")
+				return e.Kind == event.KindProbe && e.Reason == 1 || k.resetReason(e, "KEEPALIVE_TIMEOUT")
 			},
 		},
 		{
@@ -255,12 +262,12 @@ var necessary = map[string]row{
 	"time-wait-pileup": {needs: []need{{
 		what: "a snapshot with TIME_WAIT, or the kernel's refusal of one more",
 		is: func(k *knowledge, e *event.Event) bool {
-			return e.Kind == event.KindSnapshot && e.New == event.StateTimeWait || e.Kind == kindTimeWaitOverflow
+			return e.Kind == event.KindSnapshot && e.New == event.StateTimeWait || e.Kind == event.KindTimeWaitOverflow
 		},
 	}}},
 	"paws-rejected": {needs: []need{{
 		what: "a segment dropped for its timestamps",
-		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == kindSegmentDropped },
+		is:   func(k *knowledge, e *event.Event) bool { return e.Kind == event.KindSegmentDropped },
 	}}},
 	"reset-sent": {examples: true, needs: []need{{
 		what: "a RST, or a close that can only be an abort",
@@ -271,14 +278,12 @@ var necessary = map[string]row{
 	}}},
 	"reset-received": {examples: true, needs: []need{{
 		what: "a RST that was received, or CLOSE with ECONNRESET or EPIPE",
-		is: func(k *knowledge, e *event.Event) bool {
-			return e.Kind == event.KindRSTReceived || e.Kind == event.KindState && e.New == event.StateClose && (e.Err == errReset || e.Err == errPipe)
-		},
+		is:   func(k *knowledge, e *event.Event) bool { return resetEvent(e) },
 	}}},
 	"zero-window": {needs: []need{{
 		what: "a probe of a shut window, or a socket with data that waits",
 		is: func(k *knowledge, e *event.Event) bool {
-			return e.Kind == kindProbe && e.Reason == 2 || e.Kind == event.KindSnapshot && (e.Traffic.Unacked > 0 || e.Traffic.Unread > 0)
+			return e.Kind == event.KindProbe && e.Reason == 2 || e.Kind == event.KindSnapshot && (e.Traffic.Unacked > 0 || e.Traffic.Unread > 0)
 		},
 	}}},
 	"slow-accept": {needs: []need{{
@@ -290,14 +295,22 @@ var necessary = map[string]row{
 	"aborted-on-memory": {needs: []need{{
 		what: "the kernel's word that it killed a socket for memory",
 		is: func(k *knowledge, e *event.Event) bool {
-			return e.Kind == kindMemory || k.resetReason(e, "ABORT_ON_MEMORY")
+			return e.Kind == event.KindMemory || k.resetReason(e, "ABORT_ON_MEMORY")
 		},
 	}}},
 }
 
-// gaveUp reports whether the kernel ended an open connection with ETIMEDOUT.
+// resetEvent reports whether a RST was received.
+func resetEvent(e *event.Event) bool {
+	return e.Kind == event.KindRSTReceived || e.Kind == event.KindState && e.New == event.StateClose && (e.Err == errReset || e.Err == errPipe)
+}
+
+// gaveUp reports whether the kernel ended an open connection with ETIMEDOUT, or
+// with what ICMP had said instead.
 func gaveUp(e *event.Event) bool {
-	return e.Kind == event.KindState && e.New == event.StateClose && e.Old != event.StateSynSent && e.Err == errTimedOut
+	const noNetwork, netUnreachable, hostDown, hostUnreachable = 64, 101, 112, 113
+	return e.Kind == event.KindState && e.New == event.StateClose && e.Old != event.StateSynSent &&
+		slices.Contains([]uint16{errTimedOut, noNetwork, netUnreachable, hostDown, hostUnreachable}, e.Err)
 }
 
 // stream is everything that a tracker was told so far.

@@ -517,7 +517,9 @@ func Addresses(steps []Step) []Step {
 		id := e.Listener.ID
 		e.Sock = address(k)
 		e.Listener.ID = address(key{id, false})
-		closed[k] = closed[k] || k.request || e.Kind == event.KindState && e.New == event.StateClose
+		// (A request that is merely forgotten holds its address until then.)
+		closed[k] = closed[k] || e.Kind == event.KindState && e.New == event.StateClose ||
+			e.Kind == event.KindRequestAborted || e.Kind == event.KindACKOverflow && e.Has(event.FlagRST)
 		if last[k] == i && closed[k] {
 			release(k)
 		}

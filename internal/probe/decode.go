@@ -108,7 +108,8 @@ func hasListener(e *event.Event) bool {
 	return false
 }
 
-// decodeSocket fills e, with its Inventory, from one line of the inventory.
+// decodeSocket fills e, with the Inventory that it has or a new one, from one
+// line of the inventory.
 // hz caches the kernel's tick rate, 0 while unknown.
 func decodeSocket(b []byte, hz *uint32, e *event.Event) error {
 	if len(b) < socketSize {
@@ -116,13 +117,17 @@ func decodeSocket(b []byte, hz *uint32, e *event.Event) error {
 	}
 	var s bpfTcptraceSocket
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&s)), socketSize), b)
+	inv := e.Inventory
 	if err := s.Ev.to(e); err != nil {
 		return err
 	}
 	if *hz == 0 && s.NetnsKeepaliveTime != 0 {
 		*hz = tickRate(s.NetnsKeepaliveTime)
 	}
-	inv := &event.Inventory{
+	if inv == nil {
+		inv = new(event.Inventory)
+	}
+	*inv = event.Inventory{
 		Inode: s.Inode, UID: s.Uid, KeepaliveProbes: s.KeepaliveProbes,
 		SendWindow: s.SndWnd, ReceiveWindow: s.RcvWnd, Probes: s.ProbesOut, Retransmits: s.Retransmits,
 		Minisocket: s.Minisocket != 0, Idle: -1, SentIdle: -1, Left: -1,

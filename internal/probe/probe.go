@@ -621,8 +621,8 @@ func (p *Probe) Close() error {
 }
 
 // Snapshot calls fn for every TCP socket of the calling thread's network
-// namespace. The event is reused between calls; its Inventory is not. The
-// time between sockets is not frozen: a socket may end while others are read.
+// namespace. The event and its Inventory are reused between calls. The time
+// between sockets is not frozen: a socket may end while others are read.
 func (p *Probe) Snapshot(fn func(*event.Event)) error {
 	if p.iter == nil {
 		return fmt.Errorf("listing sockets: no socket iterator: %w", ErrNotSupported)
@@ -641,14 +641,15 @@ func (p *Probe) Snapshot(fn func(*event.Event)) error {
 	defer rd.Close()
 	buf := make([]byte, 256*socketSize)
 	have, hz := 0, uint32(0)
+	e, inv := new(event.Event), new(event.Inventory)
 	for {
 		n, err := rd.Read(buf[have:])
 		have += n
 		whole := have / socketSize * socketSize
 		for off := 0; off < whole; off += socketSize {
-			var e event.Event
-			if decodeSocket(buf[off:off+socketSize], &hz, &e) == nil {
-				fn(&e)
+			e.Inventory = inv
+			if decodeSocket(buf[off:off+socketSize], &hz, e) == nil {
+				fn(e)
 			}
 		}
 		have = copy(buf, buf[whole:have])

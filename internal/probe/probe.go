@@ -72,6 +72,7 @@ type Probe struct {
 	stopped bool
 
 	inventory sync.Mutex // one iteration at a time
+	hz        uint32     // jiffies per second, 0 unknown; guarded by inventory
 
 	symbols symbols
 	folded  map[bpfTcptraceFoldKey]uint64 // told so far
@@ -629,6 +630,18 @@ func (p *Probe) Snapshot(fn func(*event.Event)) error {
 	}
 	p.inventory.Lock()
 	defer p.inventory.Unlock()
+	if p.hz == 0 {
+		// A minisocket may come before the first socket that tells the rate.
+		if err := p.iterate(func(*event.Event) bool { return p.hz == 0 }); err != nil {
+			return err
+		}
+	}
+	return p.iterate(func(e *event.Event) bool { fn(e); return true })
+}
+
+// iterate calls fn for every socket until it returns false. The caller holds
+// p.inventory.
+func (p *Probe) iterate(fn func(*event.Event) bool) error {
 	it, err := link.AttachIter(link.IterOptions{Program: p.iter})
 	if err != nil {
 		return fmt.Errorf("listing sockets: attaching the iterator: %w", err)
@@ -640,7 +653,7 @@ func (p *Probe) Snapshot(fn func(*event.Event)) error {
 	}
 	defer rd.Close()
 	buf := make([]byte, 256*socketSize)
-	have, hz := 0, uint32(0)
+	have := 0
 	e, inv := new(event.Event), new(event.Inventory)
 	for {
 		n, err := rd.Read(buf[have:])
@@ -648,8 +661,8 @@ func (p *Probe) Snapshot(fn func(*event.Event)) error {
 		whole := have / socketSize * socketSize
 		for off := 0; off < whole; off += socketSize {
 			e.Inventory = inv
-			if decodeSocket(buf[off:off+socketSize], &hz, e) == nil {
-				fn(e)
+			if decodeSocket(buf[off:off+socketSize], &p.hz, e) == nil && !fn(e) {
+				return nil
 			}
 		}
 		have = copy(buf, buf[whole:have])

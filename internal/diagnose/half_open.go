@@ -1,7 +1,10 @@
 package diagnose
 
 import (
+	"cmp"
+	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"math"
 	"net/netip"
 	"slices"
@@ -57,7 +60,8 @@ const (
 	// latest: longer than any round trip.
 	probeAnswered = 2 * time.Second
 
-	maxPast   = 16384 // ends that are remembered
+	maxPast   = 16384 // ends that are remembered, by their addresses alone
+	maxAbrupt = 4096  // and with how they went, where the peer may not know
 	maxStrays = 1024  // of a second
 	maxIdle   = 1024  // groups of idle connections
 	maxGhosts = 4096  // pairs of ends that are looked at
@@ -65,7 +69,8 @@ const (
 
 type halfOpen struct {
 	found  groups[Key, *ghosts]
-	past   groups[tuple, pastEnd]
+	past   pastEnds
+	abrupt groups[tuple, pastEnd]
 	pairs  []ghostPair
 	strays []stray
 	told   groups[tuple, int64] // strays that were told, and when
@@ -78,10 +83,10 @@ type halfOpen struct {
 
 func newHalfOpen() *halfOpen {
 	return &halfOpen{
-		found: groups[Key, *ghosts]{max: 1024},
-		past:  groups[tuple, pastEnd]{max: maxPast},
-		told:  groups[tuple, int64]{max: maxPast},
-		idle:  make(map[Key]*idlers),
+		found:  groups[Key, *ghosts]{max: 1024},
+		abrupt: groups[tuple, pastEnd]{max: maxAbrupt},
+		told:   groups[tuple, int64]{max: maxAbrupt},
+		idle:   make(map[Key]*idlers),
 	}
 }
 
@@ -92,6 +97,55 @@ func (*halfOpen) Doc() Doc     { return docHalfOpen }
 type tuple struct {
 	netns         uint32
 	local, remote netip.AddrPort
+}
+
+// pastEnds remembers that connections ended, the last maxPast of them.
+type pastEnds struct {
+	at   map[uint64]int64 // by a hash of the addresses
+	ring []uint64         // in the order in which they were first met
+	next int              // of ring, the oldest once it is full
+}
+
+// hash is the same in a replay.
+func (k tuple) hash() uint64 {
+	var b [40]byte
+	local, remote := k.local.Addr().As16(), k.remote.Addr().As16()
+	copy(b[:], local[:])
+	copy(b[16:], remote[:])
+	binary.LittleEndian.PutUint16(b[32:], k.local.Port())
+	binary.LittleEndian.PutUint16(b[34:], k.remote.Port())
+	binary.LittleEndian.PutUint32(b[36:], k.netns)
+	h := fnv.New64a()
+	h.Write(b[:])
+	return h.Sum64()
+}
+
+// add remembers an end. It returns when the one that is forgotten for it was,
+// 0 if none is.
+func (p *pastEnds) add(k tuple, at int64) (forgotten int64) {
+	h := k.hash()
+	if old, ok := p.at[h]; ok {
+		p.at[h] = max(old, at)
+		return 0
+	}
+	if p.at == nil {
+		p.at, p.ring = make(map[uint64]int64, maxPast), make([]uint64, 0, maxPast)
+	}
+	if len(p.ring) < maxPast {
+		p.ring = append(p.ring, h)
+	} else {
+		forgotten = p.at[p.ring[p.next]]
+		delete(p.at, p.ring[p.next])
+		p.ring[p.next] = h
+		p.next = (p.next + 1) % maxPast
+	}
+	p.at[h] = at
+	return forgotten
+}
+
+func (p *pastEnds) has(k tuple) bool {
+	_, ok := p.at[k.hash()]
+	return ok
 }
 
 // pastEnd is what is remembered of a connection that ended here.
@@ -185,18 +239,26 @@ func (r *halfOpen) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		return
 	}
 	k := tuple{c.Netns(), c.Local(), c.Remote()}
-	if old := r.past.get(k); old != nil {
-		if old.how != "" && p.how == "" || e.Kind == timeline.EntryRSTSent {
-			p.how = old.how
+	if forgotten := r.past.add(k, e.At); forgotten != 0 {
+		r.blind = max(r.blind, forgotten+int64(x.o.Aftermath))
+	}
+	if old := r.abrupt.get(k); old != nil && old.at >= c.Seen() {
+		if e.Kind == timeline.EntryRSTSent { // of the same end
+			p.how = cmp.Or(old.how, p.how)
 		}
-		p.orderly = p.orderly || old.orderly && old.at > c.Seen()
+		p.dropped = p.dropped || old.dropped
 		p.at = max(p.at, old.at)
-	} else if len(r.past.m) >= r.past.max {
-		r.blind = max(r.blind, r.past.oldest.v.at+int64(x.o.Aftermath))
+	}
+	if p.orderly {
+		r.abrupt.drop(k)
+		return
+	}
+	if c.Find(timeline.EntryRSTReceived, timeline.EntryTimeWait) != nil {
+		return // it was orderly before that
 	}
 	p.owner = c.Owner()
 	p.place, p.kind = place(c)
-	*r.past.make(k) = p
+	*r.abrupt.make(k) = p
 }
 
 // endOf tells how a socket came to CLOSE.
@@ -225,7 +287,8 @@ func (r *halfOpen) Ended(x *Engine, c *timeline.Conn) {
 
 // believes reports whether c is an open connection whose other end was gone.
 func believes(c, gone *timeline.Conn) bool {
-	if c.Phase() != timeline.PhaseSocket || c.State() != event.StateEstablished || c.Peer() != gone {
+	if c.Phase() != timeline.PhaseSocket || c.State() != event.StateEstablished || c.Peer() != gone ||
+		c.Find(timeline.EntryRSTReceived, timeline.EntryRSTSent, timeline.EntryMemory) != nil {
 		return false
 	}
 	if c.Netns() == gone.Netns() {
@@ -411,10 +474,8 @@ func (r *halfOpen) judge(x *Engine, t *timeline.Tracker, s stray) {
 		key.Addr, key.PID = l.Addr, l.Owner().PID
 		f.kind, f.owner = "listener", l.Owner()
 	}
-	if p := r.past.get(s.key); p != nil {
-		switch {
-		case p.dropped && s.at > p.at:
-		case p.orderly, s.at-p.at < aftermath:
+	if p := r.abrupt.get(s.key); p != nil {
+		if s.at-p.at < aftermath && !(p.dropped && s.at > p.at) {
 			return
 		}
 		key = Key{Netns: s.key.netns, Addr: p.place, PID: p.owner.PID, What: ghostRemote}
@@ -423,6 +484,9 @@ func (r *halfOpen) judge(x *Engine, t *timeline.Tracker, s stray) {
 			f.how = "it had ended here"
 		}
 	} else {
+		if r.past.has(s.key) {
+			return // it ended in a way that the peer was told of
+		}
 		lost := t.LostAt()
 		if s.at-r.began < aftermath || s.at < r.blind || lost != 0 && s.at-lost < aftermath {
 			return // its end may not have been seen
@@ -602,9 +666,9 @@ func (f *ghosts) Describe(x *Engine, v *Verdict) {
 		v.Fix = []string{"look at the peer: was it started again, or is a firewall or load balancer between that forgets connections?"}
 	default:
 		side = "remote"
-		v.Story = fmt.Sprintf("peers sent on %s that ended here long before, and were answered with RST: %s", whose, f.how)
+		v.Story = fmt.Sprintf("peers sent on %s that this host no longer had, and were answered with RST: %s", whose, f.how)
 		if v.Count == 1 {
-			v.Story = fmt.Sprintf("a peer sent on a connection that ended here long before, and was answered with RST: %s", f.how)
+			v.Story = fmt.Sprintf("a peer sent on a connection that this host no longer had, and was answered with RST: %s", f.how)
 		}
 		if f.which == ghostNone {
 			v.Severity, v.Confidence = Info, Suspected

@@ -57,7 +57,7 @@ type backoffRun struct {
 func newRetransmissionTimeout() *retransmissionTimeout {
 	return &retransmissionTimeout{
 		found: groups[Key, *silentPeers]{max: 4096},
-		runs:  groups[*timeline.Conn, backoffRun]{max: 8192},
+		runs:  groups[*timeline.Conn, backoffRun]{max: 4096},
 	}
 }
 
@@ -116,10 +116,8 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 func (r *retransmissionTimeout) Ended(x *Engine, c *timeline.Conn) {
 	closed := retransmissionEnd(c)
 	run := r.runs.get(c)
+	r.runs.drop(c)
 	if closed == nil {
-		if run != nil {
-			*run = backoffRun{} // it keeps the connection in memory for a while, no more
-		}
 		return
 	}
 	f, key := r.finding(c)

@@ -171,6 +171,7 @@ func capsOf(script string) event.Capabilities {
 	caps.HasACKDrops = !strings.Contains(script, "# no ack drops")
 	caps.HasAllRSTSent = !strings.Contains(script, "# no rsts")
 	caps.HasRequestAborts = !strings.Contains(script, "# no aborts")
+	caps.HasMemory = !strings.Contains(script, "# no memory")
 	if strings.Contains(script, "# no drop reasons") {
 		caps.DropReasons, caps.HasDropReasons = nil, false
 	}

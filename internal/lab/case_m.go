@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/tcptrace/tcptrace/internal/lab/peer"
 )
@@ -45,7 +46,18 @@ var resetCases = []Case{
 		NeedsTUN: true,
 		Run:      run(resetDuringHandshake),
 	},
+	{
+		ID:    "M-memory",
+		Title: "too many orphans",
+		Story: "A server closes connections whose clients do not acknowledge its FIN, and there may be one such orphan " +
+			"at a time (net.ipv4.tcp_max_orphans is 1): the kernel kills the others.",
+		NeedsTUN:    true,
+		HostSetting: maxOrphans,
+		Run:         run(tooManyOrphans),
+	},
 }
+
+const maxOrphans = "net.ipv4.tcp_max_orphans"
 
 var resetAddr = netip.MustParseAddrPort("127.0.0.1:8086")
 
@@ -192,5 +204,61 @@ func resetDuringHandshake(ctx context.Context, env *Env, t *Truth) error {
 	t.Known["Tcp.AttemptFails"] = failures
 	t.Known["Tcp.PassiveOpens"] = 0
 	t.Known["Tcp.OutRsts"] = 0
+	return nil
+}
+
+func tooManyOrphans(ctx context.Context, env *Env, t *Truth) error {
+	ctx, cancel := context.WithTimeout(ctx, env.Patience)
+	defer cancel()
+	net, err := env.network()
+	if err != nil {
+		return err
+	}
+	srv, err := env.serve(ctx, "rude-server", serverSpec{
+		Addr: netip.AddrPortFrom(netip.IPv4Unspecified(), 8086), Backlog: 511, Accept: true, OnData: answerClose,
+	})
+	if err != nil {
+		return err
+	}
+	restore, err := env.hostSysctl(maxOrphans, "1")
+	if err != nil {
+		return err
+	}
+	// The first orphans are allowed: one, or from 5.16 on, where the kernel looks
+	// at a count that is up to 0.1 s old, as many as come before that grows.
+	opened := uint64(0)
+	for i := 0; len(t.Victims) < failures; i++ {
+		c := scriptedClient(net, i, false, srv.Addr)
+		if err := c.Open(ctx); err != nil {
+			return err
+		}
+		opened++
+		if err := c.Send(peer.PSH|peer.ACK, []byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
+			return err
+		}
+		if _, err := c.Expect(ctx, peer.PSH); err != nil {
+			return err
+		}
+		if err := sleep(ctx, 300*time.Millisecond); err != nil {
+			return err
+		}
+		for _, s := range c.Received() {
+			if s.Has(peer.RST) {
+				t.Victims = append(t.Victims, Victim{Client: c.Local, Server: c.Remote})
+				break
+			}
+		}
+	}
+	const n = failures
+	if err := restore(); err != nil {
+		return err
+	}
+	env.Logf("the kernel has killed %d connections that %s[%d] had closed", n, srv.Comm, srv.PID)
+	t.Listener, t.Server = srv.Addr, srv.party()
+	t.Expect = []Expectation{{Code: "aborted-on-memory", Listener: srv.Addr, Process: srv.party(), Count: n}}
+	t.Allow = []string{"fin-wait-stuck", "retransmission-timeout"} // of the orphans that were left
+	t.Known["TcpExt.TCPAbortOnMemory"] = n
+	t.Known["Tcp.OutRsts"] = n
+	t.Known["Tcp.PassiveOpens"] = opened
 	return nil
 }

@@ -1,11 +1,16 @@
 package lab
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -163,6 +168,29 @@ func (e *Env) untilCounter(ctx context.Context, name string, n uint64) error {
 		now, err := e.NS.Counters()
 		return err == nil && now[name]-e.before[e.NS.inode][name] >= n, err
 	})
+}
+
+// hostSysctl sets a sysctl of the whole machine, and returns what puts it back;
+// so does Close, at the latest. Only a case with a HostSetting may do this.
+func (e *Env) hostSysctl(name, value string) (restore func() error, err error) {
+	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	set := func(value []byte) error {
+		if err := os.WriteFile(path, value, 0o644); err != nil {
+			return fmt.Errorf("setting %s: %w", name, err)
+		}
+		return nil
+	}
+	if err := set([]byte(value)); err != nil {
+		return nil, err
+	}
+	e.Logf("%s is %s for a moment, for the whole machine", name, value)
+	restore = sync.OnceValue(func() error { return set(bytes.TrimSpace(old)) })
+	e.onClose(restore)
+	return restore, nil
 }
 
 // sleep waits for d.

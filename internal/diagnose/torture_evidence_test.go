@@ -239,7 +239,8 @@ var necessary = map[string]row{
 		{
 			what: "a keepalive probe, or a RST for want of answers to them",
 			is: func(k *knowledge, e *event.Event) bool {
-				return e.Kind == event.KindProbe && e.Reason == 1 || k.resetReason(e, "KEEPALIVE_TIMEOUT")
+				return e.Kind == event.KindProbe && e.Reason == 1 || k.resetReason(e, "KEEPALIVE_TIMEOUT") ||
+					gaveUp(e) && e.Has(event.FlagKeepalive) && e.Attempt > 0 // the socket's own count of probes
 			},
 		},
 		{

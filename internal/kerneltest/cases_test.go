@@ -3,6 +3,7 @@ package kerneltest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -48,10 +49,58 @@ type played struct {
 // own, under one watch, and holds what it says of each namespace against the
 // participants' and the kernel's own account.
 func TestCases(t *testing.T) {
+	play(t, func(c lab.Case) bool { return !c.Silence && c.HostSetting == "" }, thresholds())
+}
+
+// TestSilentCases does the same with the cases that turn on long silence. They
+// are by themselves: with this threshold, whatever other cases leave standing
+// is silent for long.
+func TestSilentCases(t *testing.T) {
+	o := thresholds()
+	o.Idle, o.Aftermath = silence(), silence()
+	play(t, func(c lab.Case) bool { return c.Silence }, o)
+}
+
+// TestHostCases does the same with the cases that change the whole machine, one
+// after the other, where nobody else is on it. Elsewhere it sees no more than
+// that there is such a setting.
+func TestHostCases(t *testing.T) {
+	for _, c := range lab.Cases() {
+		if c.HostSetting == "" {
+			continue
+		}
+		if watchtest.InVM() {
+			play(t, func(other lab.Case) bool { return other.ID == c.ID }, thresholds())
+			continue
+		}
+		_, err := os.Stat("/proc/sys/" + strings.ReplaceAll(c.HostSetting, ".", "/"))
+		assert.NoError(t, err, "the setting that case %s changes", c.ID)
+	}
+}
+
+// thresholds of the rules, so that nobody need wait for the defaults.
+func thresholds() diagnose.Options {
+	o := diagnose.Options{CloseWait: closeWait, FinWait: stuck, ZeroWindow: stuck, SlowAccept: slowAccept, Backoff: stuck}
+	if watchtest.InVM() {
+		o.Immediate = 250 * time.Millisecond
+	}
+	return o
+}
+
+// silence is the threshold for it.
+func silence() time.Duration {
+	if watchtest.InVM() {
+		return 6 * time.Second
+	}
+	return 2 * time.Second
+}
+
+// play plays the cases that pick wants, under one watch with these thresholds.
+func play(t *testing.T, pick func(lab.Case) bool, o diagnose.Options) {
 	var all []*played
 	only := os.Getenv("TCPTRACE_CASES") // for work on a case: IDs, separated by commas
 	for _, c := range lab.Cases() {
-		if only != "" && !slices.Contains(strings.Split(only, ","), c.ID) {
+		if !pick(c) || only != "" && !slices.Contains(strings.Split(only, ","), c.ID) {
 			continue
 		}
 		env, err := lab.NewEnv(lab.Options{
@@ -59,6 +108,7 @@ func TestCases(t *testing.T) {
 			CloseWait: closeWait + 3*time.Second,
 			Hold:      stuck + 3*time.Second,
 			LateAfter: 2 * slowAccept,
+			Silence:   silence() * 3 / 2,
 			Logf:      func(f string, a ...any) { t.Log(c.ID + ": " + fmt.Sprintf(f, a...)) },
 		})
 		if err != nil {
@@ -82,9 +132,8 @@ func TestCases(t *testing.T) {
 		}
 	}
 
-	o := diagnose.Options{CloseWait: closeWait, FinWait: stuck, ZeroWindow: stuck, SlowAccept: slowAccept}
-	if watchtest.InVM() {
-		o.Immediate = 250 * time.Millisecond
+	if len(all) == 0 {
+		return // TCPTRACE_CASES names none of these
 	}
 	w := watchtest.Watch(t, filter.Filter{}, o)
 	each(all, func(ctx context.Context, p *played) (err error) {
@@ -209,27 +258,32 @@ func about(v *render.Verdict, want lab.Expectation) bool {
 
 // promised are the evidence keys that spec.md names.
 var promised = map[string][]string{
-	"accept-queue-overflow": {"backlog_limit", "backlog_argument", "somaxconn", "limited_by", "queue_len", "abort_on_overflow", "syn_dropped", "ack_dropped", "rst_sent", "clients"},
-	"backlog-clamped":       {"backlog_argument", "somaxconn"},
-	"final-ack-lost":        {"retransmits"},
-	"handshake-timeout":     {"retransmits", "synack_retries"},
-	"connect-refused":       {"errno"},
-	"connect-timeout":       {"syn_retransmits", "syn_retries", "waited_ms"},
-	"port-exhaustion":       {"destination", "range", "in_use", "time_wait", "tw_reuse"},
-	"time-wait-pileup":      {"count", "destination", "closer", "range", "rate"},
-	"bind-conflict":         {"port", "holder_pid", "holder_comm", "holder_state", "holder_remote", "ephemeral"},
-	"immediate-close":       {"count", "after_ms", "bytes_written", "live_connections", "plateau"},
-	"reconnect-loop":        {"count", "window_ms", "lifetime_ms", "destination"},
-	"close-wait-leak":       {"count", "remote", "oldest_s", "newest_s", "growth_per_min", "keepalive", "reaped_after_s"},
-	"fin-wait-stuck":        {"state", "count", "age_s", "orphan"},
-	"zero-window":           {"stalled_ms", "side", "recv_queue"},
-	"slow-accept":           {"wait_ms_max", "wait_ms_p50", "queue_len"},
-	"reset-sent":            {"reason", "cause", "unread_bytes"},
-	"reset-received":        {"phase", "after_ms", "bytes_sent", "bytes_received"},
-	"syn-queue-overflow":    {"queue_len", "queue_limit", "syncookies", "cookies_sent", "syn_dropped", "top_sources"},
-	"syn-scan":              {"source", "ports", "half_open", "refused"},
-	"port-closed":           {"port", "count", "clients"},
-	"local-drop":            {"reason", "hook"},
+	"accept-queue-overflow":  {"backlog_limit", "backlog_argument", "somaxconn", "limited_by", "queue_len", "abort_on_overflow", "syn_dropped", "ack_dropped", "rst_sent", "clients"},
+	"backlog-clamped":        {"backlog_argument", "somaxconn"},
+	"final-ack-lost":         {"retransmits"},
+	"handshake-timeout":      {"retransmits", "synack_retries"},
+	"connect-refused":        {"errno"},
+	"connect-timeout":        {"syn_retransmits", "syn_retries", "waited_ms"},
+	"port-exhaustion":        {"destination", "range", "in_use", "time_wait", "tw_reuse"},
+	"time-wait-pileup":       {"count", "destination", "closer", "range", "rate"},
+	"bind-conflict":          {"port", "holder_pid", "holder_comm", "holder_state", "holder_remote", "ephemeral"},
+	"immediate-close":        {"count", "after_ms", "bytes_written", "live_connections", "plateau"},
+	"reconnect-loop":         {"count", "window_ms", "lifetime_ms", "destination"},
+	"close-wait-leak":        {"count", "remote", "oldest_s", "newest_s", "growth_per_min", "keepalive", "reaped_after_s"},
+	"fin-wait-stuck":         {"state", "count", "age_s", "orphan"},
+	"zero-window":            {"stalled_ms", "side", "recv_queue"},
+	"slow-accept":            {"wait_ms_max", "wait_ms_p50", "queue_len"},
+	"half-open":              {"side", "idle_s", "keepalive"},
+	"keepalive-timeout":      {"probes", "idle_s"},
+	"retransmission-timeout": {"retransmits", "unacked_bytes", "waited_ms"},
+	"paws-rejected":          {"count", "phase"},
+	"aborted-on-memory":      {"reason"},
+	"reset-sent":             {"reason", "cause", "unread_bytes"},
+	"reset-received":         {"phase", "after_ms", "bytes_sent", "bytes_received"},
+	"syn-queue-overflow":     {"queue_len", "queue_limit", "syncookies", "cookies_sent", "syn_dropped", "top_sources"},
+	"syn-scan":               {"source", "ports", "half_open", "refused"},
+	"port-closed":            {"port", "count", "clients"},
+	"local-drop":             {"reason", "hook"},
 }
 
 func evidence(t *testing.T, v *render.Verdict) {

@@ -665,57 +665,75 @@ func (t *Text) verdicts(final []*Verdict) {
 	}
 }
 
+// audit shows where the counters and what was seen differ, a row each, and of
+// the rest only what was explained.
 func (t *Text) audit(s *Summary) {
 	var moved []Audit
+	name := 0
 	for _, a := range s.Audit {
 		if a.Kernel != 0 || a.Explained != 0 {
 			moved = append(moved, a)
+			if a.Unexplained()+a.Excess() > 0 {
+				name = max(name, columns(Safe(a.Counter)))
+			}
 		}
 	}
-	if len(moved) == 0 {
+	switch {
+	case len(moved) == 0:
 		t.print("  " + t.style(bold, "counters") + "  none of those that are audited moved\n")
-	} else {
-		name := 0
-		for _, a := range moved {
-			name = max(name, columns(Safe(a.Counter)))
-		}
+	case name == 0:
+		t.print("  " + t.style(bold, "counters") + "  every increment of the kernel's own is explained\n")
+	default:
 		t.print("  " + t.style(bold, Pad("counters", name+4)) + padLeft("kernel", 10) + padLeft("explained", 12) + "\n")
-		last := uint32(0)
-		for i, a := range moved {
-			if i == 0 || a.Netns != last {
-				label := fmt.Sprintf("netns %d", a.Netns)
-				if n := t.name[a.Netns]; n != "" {
-					label += " (" + Safe(n) + ")"
-				} else if a.Netns == t.o.Netns {
-					label += " (own)"
-				}
-				t.print("    " + label + "\n")
-				last = a.Netns
-			}
-			row := "      " + Pad(Safe(a.Counter), name) + padLeft(thousands(a.Kernel), 10) + padLeft(thousands(a.Explained), 12)
-			var remark string
-			switch {
-			case a.Unexplained() > 0:
-				remark = thousands(a.Unexplained()) + " not explained"
-			case a.Excess() > 0:
-				remark = thousands(a.Excess()) + " more seen than counted"
-			}
-			switch {
-			case remark == "":
-				t.print(row + "\n")
-			case columns(row)+2+columns(remark) <= t.o.Width:
-				t.print(row + "  " + t.style(yellow, remark) + "\n")
-			default:
-				t.print(row + "\n")
-				t.para("        ", plain, remark, yellow)
-			}
-			if !a.Exact && a.Note != "" && remark != "" {
-				t.para("        ", plain, "not exact in this attach mode: "+Safe(a.Note), dim)
-			}
+	}
+	for len(moved) > 0 {
+		netns := moved[0].Netns
+		n := slices.IndexFunc(moved, func(a Audit) bool { return a.Netns != netns })
+		if n < 0 {
+			n = len(moved)
 		}
+		t.auditOf(netns, moved[:n], name)
+		moved = moved[n:]
 	}
 	for _, n := range s.AuditNotes {
 		t.para("    ", plain, Safe(n), dim)
+	}
+}
+
+// auditOf shows the counters of one namespace.
+func (t *Text) auditOf(netns uint32, counters []Audit, name int) {
+	label := fmt.Sprintf("netns %d", netns)
+	if n := t.name[netns]; n != "" {
+		label += " (" + Safe(n) + ")"
+	} else if netns == t.o.Netns {
+		label += " (own)"
+	}
+	t.print("    " + label + "\n")
+	var agreed []string
+	for _, a := range counters {
+		var remark string
+		switch {
+		case a.Unexplained() > 0:
+			remark = thousands(a.Unexplained()) + " not explained"
+		case a.Excess() > 0:
+			remark = thousands(a.Excess()) + " more seen than counted"
+		default:
+			agreed = append(agreed, Safe(a.Counter)+" "+thousands(a.Kernel))
+			continue
+		}
+		row := "      " + Pad(Safe(a.Counter), name) + padLeft(thousands(a.Kernel), 10) + padLeft(thousands(a.Explained), 12)
+		if columns(row)+2+columns(remark) <= t.o.Width {
+			t.print(row + "  " + t.style(yellow, remark) + "\n")
+		} else {
+			t.print(row + "\n")
+			t.para("        ", plain, remark, yellow)
+		}
+		if !a.Exact && a.Note != "" {
+			t.para("        ", plain, "not exact in this attach mode: "+Safe(a.Note), dim)
+		}
+	}
+	if len(agreed) > 0 {
+		t.para("      ", plain, "explained: "+strings.Join(agreed, ", "), plain)
 	}
 }
 

@@ -310,7 +310,15 @@ func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 		return "dropped segments are not seen"
 	case id == "K-local-drop-route" && !c.HasDropReasons:
 		return "without the kernel's reasons only netfilter's drops are told"
+	case code == "paws-rejected" && !c.HasDropReasons:
+		return "this kernel names no reason for a dropped segment"
+	case code == "paws-rejected" && id != "L" && !slices.Contains(slices.Collect(maps.Values(c.DropReasons)), "TCP_RFC7323_TW_PAWS"):
+		return "this kernel names no reason for what a minisocket or a request refuses"
 	case watchtest.Full(c):
+	case code == "half-open" && (id == "I-back" || id == "I-stray") && !c.HasAllRSTSent:
+		return "an RST without a socket is not seen"
+	case code == "aborted-on-memory" && !c.HasMemory && !c.HasRSTReason:
+		return "neither the kernel's check is seen nor the reason of its RST"
 	case id == "E-scan" && !c.HasRequestAborts:
 		return "a request that is killed by RST is not seen"
 	case (code == "port-closed" || id == "E-scan-closed") && !c.HasAllRSTSent:

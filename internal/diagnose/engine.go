@@ -24,6 +24,10 @@ type Options struct {
 	TimeWait     float64       // TIME_WAIT in more than this share of the port range is a pile-up, 0.5
 	Interval     time.Duration // a growing verdict is handed out at most once in this time, 1 s
 	MaxVerdicts  int           // kept at a time, 1,024
+
+	// Mine reports whether the user asked for what this process does. Verdicts
+	// about processes of one name do not mix those with others. Nil: for all.
+	Mine func(timeline.Owner) bool
 }
 
 // fill puts the defaults where nothing was said.
@@ -108,6 +112,8 @@ type Finding interface {
 type Key struct {
 	Netns uint32
 	PID   uint32
+	Comm  string // where all processes of a name are one, see crewKey
+	Other bool   // likewise: they are others than those asked for
 	Addr  netip.AddrPort
 	What  string // anything further
 }
@@ -409,6 +415,11 @@ func (x *Engine) makeRoom() {
 	x.order = slices.Delete(x.order, least, least+1)
 	delete(x.kept, l.id)
 	x.evicted++
+}
+
+// holds reports whether a verdict is kept under that code and key.
+func (x *Engine) holds(code string, k Key) bool {
+	return x.kept[liveKey{codeIndex[code], k}] != nil
 }
 
 // complete reports whether what is known of a namespace's sockets can be

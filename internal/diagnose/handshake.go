@@ -44,7 +44,7 @@ var docHandshakeTimeout = Doc{
 	Summary:  "SYN-ACKs were sent to the end and never acknowledged",
 	Meaning: `A SYN arrived, this host answered it and repeated its SYN-ACK net.ipv4.tcp_synack_retries times, and no final ACK came before the last timer passed. The client vanished, its address was forged, or one direction of the way is blocked.
 
-It is not reported where a final ACK did arrive and met a full accept queue (accept-queue-overflow), or where events were lost.`,
+It is not reported where a final ACK did arrive and met a full accept queue (accept-queue-overflow), or where events were lost. It is information where so many handshakes are left half done that the listener's SYN queue is full: syn-queue-overflow says that then.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"retransmits", "count", "SYN-ACKs sent again for one connection, the most"},
@@ -143,6 +143,7 @@ func (*handshakeTimeout) Code() string { return codeHandshakeTimeout }
 func (*handshakeTimeout) Doc() Doc     { return docHandshakeTimeout }
 
 type expired struct {
+	key         Key
 	name        netip.AddrPort
 	owner       timeline.Owner
 	retransmits int
@@ -166,7 +167,7 @@ func (r *handshakeTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry)
 	}
 	p := r.found.make(listenerKey(c))
 	if *p == nil {
-		*p = &expired{name: listenerKey(c).Addr, owner: c.Owner()}
+		*p = &expired{key: listenerKey(c), name: listenerKey(c).Addr, owner: c.Owner()}
 	}
 	f := *p
 	f.retransmits = max(f.retransmits, again.Attempt())
@@ -183,10 +184,19 @@ func (f *expired) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{"listener", f.name.String()}
 	v.Process = process(f.owner)
 	v.Story = fmt.Sprintf("SYN-ACK sent again %s and never acknowledged: the handshake expired", times(f.retransmits))
+	flooded := x.holds(codeSYNQueueOverflow, f.key)
+	if flooded {
+		// One cause, not two warnings.
+		v.Severity = Info
+		v.Story += ": see syn-queue-overflow of the same listener"
+	}
 	v.Evidence = Evidence{
 		{Key: "retransmits", Value: int64(f.retransmits)},
 		{Key: "synack_retries", Value: int64(f.retries)},
 		f.clients.fact("clients"),
 	}
 	v.Fix = docHandshakeTimeout.Fix
+	if flooded {
+		v.Fix = []string{"see the verdict about the listener's full SYN queue: " + codeSYNQueueOverflow}
+	}
 }

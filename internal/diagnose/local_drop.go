@@ -19,8 +19,10 @@ const (
 	// client on this host to send it again, which that does after 1 s.
 	dropHold = 2500 * time.Millisecond
 	// dropHurts is how many segments dropped on their way in to one connection
-	// are more than a stray or two.
+	// are more than a stray or two, if they come no further apart than
+	// dropApart on average.
 	dropHurts = 3
+	dropApart = 20 * time.Second
 )
 
 var docLocalDrop = Doc{
@@ -31,7 +33,7 @@ var docLocalDrop = Doc{
 
 The kernel says why. NETFILTER_DROP is a rule of nftables, iptables or firewalld. Other reasons are reverse path filtering (IP_RPFILTER), no route, a neighbour that does not answer, other packet filters (BPF_CGROUP_EGRESS, TC_INGRESS, SOCKET_FILTER, XFRM_POLICY), segments damaged on their way (TCP_CSUM, IP_CSUM), TCP-MD5 or TCP-AO keys that do not match, and want of memory. Kernels before 5.17 give no reason; there only the drops of netfilter are seen, by the function that makes them.
 
-It is a warning where it hits a process of this host: a SYN that a local client sent, a connection's segments on their way out, or 3 and more of a connection's on their way in. It is information where segments come from elsewhere and belong to no connection, which is what firewalls are for; all of those with one reason make one verdict. It is information as well for damaged segments, for want of memory, and for what comes after a connection was closed: stateful firewalls drop that as invalid, and nobody misses it.
+It is a warning where it hits a process of this host: a SYN that a local client sent, a connection's segments on their way out, or 3 and more of a connection's on their way in, no further apart than 20 s on average. It is information where segments come from elsewhere and belong to no connection, which is what firewalls are for; all of those with one reason make one verdict. It is information as well for damaged segments, for want of memory, and for what comes after a connection was closed: stateful firewalls drop that as invalid, and nobody misses it.
 
 Not reported: what TCP itself discards (old and duplicate data), segments refused for old timestamps (paws-rejected), congestion of a queueing discipline, packets that are forwarded, and segments that a rule answers (reject).`,
 	Counts: "segments",
@@ -243,7 +245,7 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	f.to, f.owner, f.late = to, owner, late
 	f.server = c.Role() == timeline.RoleServer
 	f.add(1, syn, synack)
-	f.hurts = f.hurts || d.out || e.Count >= dropHurts
+	f.hurts = f.hurts || d.out || e.Count >= dropHurts && e.Until()-e.At <= int64(e.Count)*int64(dropApart)
 	x.Report(r, k, f, e.Until(), 1, c)
 }
 

@@ -438,7 +438,7 @@ func (r *finWaitStuck) orphans(x *Engine, now int64, t *timeline.Tracker, order 
 			}
 			// The kernel ends it at its time anyway: few of them are no matter.
 			alone := x.o.FinWait < whole && o.SeenAt-o.Since >= int64(x.o.FinWait)
-			if f.pending > 0 && (alone || f.pending >= finWaitMany || x.kept[liveKey{ruleIndex(r), f.key}] != nil) {
+			if f.pending > 0 && (alone || f.fresh > 0 || f.pending >= finWaitMany || x.kept[liveKey{ruleIndex(r), f.key}] != nil) {
 				if f.fresh == 0 {
 					*order = append(*order, f)
 				}
@@ -586,7 +586,11 @@ func (f *finWait) story(to, age string) string {
 			}
 			return fmt.Sprintf("%d %s to %s that %s %s: the FIN was never acknowledged, the kernel gave up after %s", f.reaped, noun, to, who, how, age)
 		}
-		return fmt.Sprintf("none of the connections to %s that %s %s is left in %s", to, who, how, finWaitState(f.state))
+		why := "the FIN was not acknowledged"
+		if f.state == event.StateFinWait2 {
+			why = "acknowledged, but the peer did not close"
+		}
+		return fmt.Sprintf("connections to %s that %s %s were in %s for %s: %s; none is left", to, who, how, finWaitState(f.state), age, why)
 	}
 	s := fmt.Sprintf("%d %s to %s that %s %s in %s, for %s: ", f.waiting, noun, to, who, how, finWaitState(f.state), age)
 	switch {

@@ -377,7 +377,11 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 	}
 	switch {
 	case q.waiting > 0:
-		v.Story += fmt.Sprintf(", and %d still wait: %s does not accept", q.waiting, who)
+		waits := "wait"
+		if q.waiting == 1 {
+			waits = "waits"
+		}
+		v.Story += fmt.Sprintf(", and %d still %s: %s does not accept", q.waiting, waits, who)
 	case q.notYetStarted && !q.afterFirst && first.Value != nil:
 		v.Story += fmt.Sprintf(": %s began to accept %s after listen()", who,
 			timeline.Duration(time.Duration(q.firstAccept-q.lis.Opened)))

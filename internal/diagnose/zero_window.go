@@ -82,6 +82,7 @@ type stalls struct {
 	sender, receiver timeline.Owner
 	from, to         netip.AddrPort // the ends, where they are elsewhere
 	both, own        bool           // sides that were seen here: both, or only the receiver
+	first            int64          // when a window was first seen shut
 	longest          time.Duration
 	recv, send       uint32
 	now              map[*timeline.Conn]struct{}
@@ -154,7 +155,7 @@ func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, probe, own bool
 	}
 	s.to = at
 	if d := time.Duration(s.to - s.from); d > x.o.ZeroWindow {
-		r.report(x, c, s, at, d)
+		r.report(x, c, s, at, d, false)
 	}
 }
 
@@ -164,7 +165,7 @@ func (r *zeroWindow) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	known := s != nil && s.v.known
 	if known && silence(e.Err()) && !e.ByProcess() && !s.v.receiver && c.Traffic().BytesSent == s.v.moved {
 		s.v.to = max(s.v.to, e.At)
-		r.report(x, c, &s.v, e.At, time.Duration(s.v.to-s.v.from)).killed++
+		r.report(x, c, &s.v, e.At, time.Duration(s.v.to-s.v.from), true)
 	}
 	r.opened(x, c)
 }
@@ -203,13 +204,17 @@ func zeroWindowKey(c *timeline.Conn, own bool) (k Key, sender, receiver *timelin
 }
 
 // report tells of c, whose window has been shut for d.
-func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d time.Duration) *stalls {
+func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d time.Duration, killed bool) {
 	k, sender, receiver := zeroWindowKey(c, s.receiver)
 	p := r.found.make(k)
 	if *p == nil {
-		*p = &stalls{key: k, now: make(map[*timeline.Conn]struct{})}
+		*p = &stalls{key: k, first: s.from, now: make(map[*timeline.Conn]struct{})}
 	}
 	f := *p
+	if killed {
+		f.killed++
+	}
+	f.first = min(f.first, s.from)
 	f.longest = max(f.longest, d)
 	f.both = f.both || sender != nil && receiver != nil
 	f.own = receiver != nil
@@ -240,8 +245,9 @@ func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d t
 		f.now[c] = struct{}{}
 	}
 	x.Report(r, k, f, at, n, conns...)
-	return f
 }
+
+func (f *stalls) since() int64 { return f.first }
 
 func (f *stalls) Describe(x *Engine, v *Verdict) {
 	v.Severity, v.Confidence = Warning, Certain
@@ -262,24 +268,29 @@ func (f *stalls) Describe(x *Engine, v *Verdict) {
 	if v.Count == 1 {
 		noun = "connection"
 	}
-	shut := timeline.Duration(f.longest)
+	shut, does, keeps, waits := timeline.Duration(f.longest), "does not", "keeps", "waits"
+	if len(f.now) == 0 {
+		does, keeps, waits = "did not", "kept", "waited"
+	}
 	recv := Fact{Key: "recv_queue", Note: "the receiver is on another host"}
 	send := Fact{Key: "send_queue", Note: "the sender is on another host"}
 	if side != "sender" {
 		recv = Fact{Key: recv.Key, Value: int64(f.recv)}
-		v.Story = fmt.Sprintf("%s does not read: the receive window of %d %s was shut for %s, with %s unread", receiver, v.Count, noun, shut, Bytes(uint64(f.recv)))
+		v.Story = fmt.Sprintf("%s %s read: %s unread, the receive window of %d %s shut for %s",
+			receiver, does, Bytes(uint64(f.recv)), v.Count, noun, shut)
 	} else {
-		v.Story = fmt.Sprintf("%s does not read: it kept the window of %d %s shut for %s", receiver, v.Count, noun, shut)
+		v.Story = fmt.Sprintf("%s %s read: it %s the window of %d %s shut, for %s", receiver, does, keeps, v.Count, noun, shut)
 	}
 	if side != "receiver" {
 		send = Fact{Key: send.Key, Value: int64(f.send)}
-		v.Story += fmt.Sprintf(", and %s from %s waits", Bytes(uint64(f.send)), sender)
+		v.Story += fmt.Sprintf("; %s from %s %s", Bytes(uint64(f.send)), sender, waits)
 	}
 	if f.killed > 0 {
-		v.Story += fmt.Sprintf("; the kernel gave up %d of them (ETIMEDOUT)", f.killed)
-		if f.killed == 1 && v.Count == 1 {
-			v.Story = v.Story[:len(v.Story)-len(" 1 of them (ETIMEDOUT)")] + " (ETIMEDOUT)"
+		which := ""
+		if v.Count > 1 {
+			which = fmt.Sprintf(" %d of them", f.killed)
 		}
+		v.Story += fmt.Sprintf("; the kernel gave up%s (ETIMEDOUT)", which)
 	}
 	v.Evidence = Evidence{
 		{Key: "stalled_ms", Value: int64(f.longest / time.Millisecond)},

@@ -193,7 +193,8 @@ func TestSnapshot(t *testing.T) {
 	p := open(t, Options{})
 	var listener, client *event.Event
 	require.NoError(t, p.Snapshot(func(e *event.Event) {
-		kept := *e
+		kept, inventory := *e, *e.Inventory // both are used again
+		kept.Inventory = &inventory
 		switch {
 		case e.Local == at && e.New == event.StateListen:
 			listener = &kept
@@ -286,4 +287,53 @@ func TestSYNDropTwoFamilies(t *testing.T) {
 		}
 	}
 	assert.Equal(t, 3, dropped)
+}
+
+// TestOpenInventory loads nothing but the iterator, which lists the same
+// sockets, minisockets with the time that they have left.
+func TestOpenInventory(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	at := netip.MustParseAddrPort(l.Addr().String())
+	// One that lives tells the kernel's tick rate, wherever it is in the list.
+	alive, err := net.Dial("tcp4", l.Addr().String())
+	require.NoError(t, err)
+	defer alive.Close()
+	const ended = 20
+	for range 1 + ended {
+		s, err := l.Accept()
+		require.NoError(t, err)
+		if s.RemoteAddr().String() == alive.LocalAddr().String() {
+			defer s.Close()
+		} else {
+			s.Close()
+		}
+		c, err := net.Dial("tcp4", l.Addr().String())
+		require.NoError(t, err)
+		c.Close() // first: TIME_WAIT is here
+	}
+	p, err := OpenInventory(nil)
+	require.NoError(t, err, "these tests need root")
+	assert.Empty(t, p.progs, "no hook")
+	assert.Empty(t, p.maps)
+	listeners, waiting := 0, 0
+	// The last FIN may still be under way.
+	for deadline := time.Now().Add(time.Minute); waiting < ended && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		listeners, waiting = 0, 0
+		require.NoError(t, p.Snapshot(func(e *event.Event) {
+			switch {
+			case e.New == event.StateListen && e.Local == at:
+				listeners++
+			case e.New == event.StateTimeWait && e.Remote == at:
+				waiting++
+				assert.True(t, e.Inventory.Minisocket)
+				assert.Positive(t, e.Inventory.Left)
+				assert.LessOrEqual(t, e.Inventory.Left, 61*time.Second)
+			}
+		}))
+	}
+	assert.Equal(t, 1, listeners)
+	assert.Equal(t, ended, waiting)
+	require.NoError(t, p.Close())
 }

@@ -66,8 +66,7 @@ type Group struct {
 	silent          waiting
 	shut, deaf      uint64 // the peer's window is 0 with data waiting; ours is with data unread
 
-	// Addresses are the most frequent remote addresses, where Remote does not
-	// tell. AddressCount counts different ones, at least.
+	// Addresses are the most frequent remote addresses. AddressCount counts different ones, at least.
 	Addresses     []Address
 	AddressCount  int
 	AddressesMore bool // there are more than were counted
@@ -290,6 +289,9 @@ func (g *Group) judge(s *Socket) {
 
 // settle draws conclusions, once all sockets are in.
 func (g *Group) settle() {
+	if g.Remote.IsValid() {
+		g.addresses = map[netip.Addr]uint64{g.Remote.Addr(): g.Count}
+	}
 	g.AddressCount = len(g.addresses)
 	for a, n := range g.addresses {
 		g.Addresses = append(g.Addresses, Address{a, n})

@@ -66,7 +66,8 @@ type Group struct {
 	silent          waiting
 	shut, deaf      uint64 // the peer's window is 0 with data waiting; ours is with data unread
 
-	// Addresses are the most frequent remote addresses. AddressCount counts different ones, at least.
+	// Addresses are the most frequent remote addresses, AddressCount is how
+	// many different ones were counted.
 	Addresses     []Address
 	AddressCount  int
 	AddressesMore bool // there are more than were counted

@@ -526,7 +526,11 @@ func (l *live) keep(now int64) {
 func (l *live) look(spaces []host.Netns, withOwners bool) {
 	l.round = host.Now()
 	l.snapshot(spaces, withOwners)
-	l.took = time.Duration(host.Now() - l.round)
+	// To look for owners takes far longer than to look at sockets, is seldom done
+	// and has a pause of its own.
+	if !withOwners {
+		l.took = time.Duration(host.Now() - l.round)
+	}
 }
 
 // unfold hands over what the kernel side counted instead of telling it.

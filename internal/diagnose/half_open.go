@@ -24,7 +24,7 @@ var docHalfOpen = Doc{
 
 Certain: both ends are on this host and one of them has ended for more than 2 s, but the other is ESTABLISHED; or a peer answered a keepalive probe with RST; or a peer sends on a connection that ended here more than a minute ago without the peer's being told (a segment that comes sooner was on its way).
 
-Likely or suspected: a peer sends on a connection that this host does not know, and is answered with RST. Here it is over, or it has been from before tracing began, as after a restart. Data makes it likely; a bare ACK may as well be a scan, and makes it a suspicion. It is information either way. Nothing is said in the first minute of tracing, nor for a minute after events were lost, or when more connections end than can be remembered.
+Likely or suspected: a peer sends on a connection that this host does not know, and is answered with RST. Here it is over, or it has been from before tracing began, as after a restart. Data makes it likely; a bare ACK may as well be a scan, and makes it a suspicion. It is information either way. Nothing is said of these in the first minute of tracing, once events were lost, or once more connections have ended than are remembered (16,384): a peer may also send late on a connection that was closed here in order.
 
 Suspected, information: ESTABLISHED, keepalive off, and nothing received for longer than --idle (2 h, what the kernel's own keepalive would wait if it were on). IT IS ONLY A SUSPICION. Idle pools of database connections, message queues and shells look exactly the same and are healthy. The verdict says where nobody would notice if the peer were gone. Connections whose other end is seen to live on this host are left out.`,
 	Counts: "connections",
@@ -60,7 +60,7 @@ const (
 	// latest: longer than any round trip.
 	probeAnswered = 2 * time.Second
 
-	maxPast   = 16384 // ends that are remembered, by their addresses alone
+	maxPast   = 16384 // ends that are remembered, by a hash of their addresses
 	maxAbrupt = 4096  // and with how they went, where the peer may not know
 	maxStrays = 1024  // of a second
 	maxIdle   = 1024  // groups of idle connections
@@ -75,7 +75,7 @@ type halfOpen struct {
 	strays []stray
 	told   groups[tuple, int64] // strays that were told, and when
 	began  int64                // of tracing; 0 nothing was seen yet
-	blind  int64                // until then, unknown connections may have ended just now
+	forgot bool                 // more connections have ended than past holds
 
 	idle map[Key]*idlers
 	next int64 // when to look for idle connections
@@ -101,9 +101,9 @@ type tuple struct {
 
 // pastEnds remembers that connections ended, the last maxPast of them.
 type pastEnds struct {
-	at   map[uint64]int64 // by a hash of the addresses
-	ring []uint64         // in the order in which they were first met
-	next int              // of ring, the oldest once it is full
+	known map[uint64]struct{} // by a hash of the addresses
+	ring  []uint64            // in the order in which they were first met
+	next  int                 // of ring, the oldest once it is full
 }
 
 // hash is the same in a replay.
@@ -120,31 +120,28 @@ func (k tuple) hash() uint64 {
 	return h.Sum64()
 }
 
-// add remembers an end. It returns when the one that is forgotten for it was,
-// 0 if none is.
-func (p *pastEnds) add(k tuple, at int64) (forgotten int64) {
+// add remembers an end. It reports whether another is forgotten for it.
+func (p *pastEnds) add(k tuple) bool {
 	h := k.hash()
-	if old, ok := p.at[h]; ok {
-		p.at[h] = max(old, at)
-		return 0
+	if _, ok := p.known[h]; ok {
+		return false
 	}
-	if p.at == nil {
-		p.at, p.ring = make(map[uint64]int64, maxPast), make([]uint64, 0, maxPast)
+	if p.known == nil {
+		p.known, p.ring = make(map[uint64]struct{}, maxPast), make([]uint64, 0, maxPast)
 	}
+	p.known[h] = struct{}{}
 	if len(p.ring) < maxPast {
 		p.ring = append(p.ring, h)
-	} else {
-		forgotten = p.at[p.ring[p.next]]
-		delete(p.at, p.ring[p.next])
-		p.ring[p.next] = h
-		p.next = (p.next + 1) % maxPast
+		return false
 	}
-	p.at[h] = at
-	return forgotten
+	delete(p.known, p.ring[p.next])
+	p.ring[p.next] = h
+	p.next = (p.next + 1) % maxPast
+	return true
 }
 
 func (p *pastEnds) has(k tuple) bool {
-	_, ok := p.at[k.hash()]
+	_, ok := p.known[k.hash()]
 	return ok
 }
 
@@ -239,8 +236,8 @@ func (r *halfOpen) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		return
 	}
 	k := tuple{c.Netns(), c.Local(), c.Remote()}
-	if forgotten := r.past.add(k, e.At); forgotten != 0 {
-		r.blind = max(r.blind, forgotten+int64(x.o.Aftermath))
+	if r.past.add(k) {
+		r.forgot = true
 	}
 	if old := r.abrupt.get(k); old != nil && old.at >= c.Seen() {
 		if e.Kind == timeline.EntryRSTSent { // of the same end
@@ -487,9 +484,8 @@ func (r *halfOpen) judge(x *Engine, t *timeline.Tracker, s stray) {
 		if r.past.has(s.key) {
 			return // it ended in a way that the peer was told of
 		}
-		lost := t.LostAt()
-		if s.at-r.began < aftermath || s.at < r.blind || lost != 0 && s.at-lost < aftermath {
-			return // its end may not have been seen
+		if s.at-r.began < aftermath || r.forgot || t.LostAt() != 0 {
+			return // it may have ended in order, long ago
 		}
 		f.how = "this host has no such connection, and has seen none end"
 	}
@@ -577,7 +573,7 @@ func (r *halfOpen) unnoticed(x *Engine, c *timeline.Conn) bool {
 		return false
 	}
 	// Nobody's yet: that is the accept queue's affair.
-	if c.Role() == timeline.RoleServer && !c.Accepted() {
+	if c.Role() != timeline.RoleClient && !c.Accepted() {
 		return false
 	}
 	// The other end is seen to live, or would be seen to end.

@@ -315,8 +315,8 @@ func TestAnnouncedLoss(t *testing.T) {
 // they add no cause.
 func TestLooks(t *testing.T) {
 	for i, s := range corpus(t) {
-		if s.Name == "b-half-closed.txt" {
-			continue // the data it moves is in its own snapshots only
+		if s.Name == "b-half-closed.txt" || s.Name == "i-disagree-lost.txt" {
+			continue // the data it moves is in its own snapshots only; one would tell what was lost
 		}
 		caps := capsOf(s.Text)
 		var want []string

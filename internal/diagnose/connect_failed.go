@@ -24,13 +24,16 @@ var docConnectRefused = Doc{
 	Summary:  "our SYN was answered by RST: nobody listens there, or a firewall rejects",
 	Meaning: `connect() failed with ECONNREFUSED. The destination is reachable and said no: nothing listens on that port and address, or a firewall answers for it.
 
-It is a warning: programs probe ports on purpose, and try one address after another.`,
+It is a warning: programs probe ports on purpose, and try one address after another.
+
+` + docCrewMeaning,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"errno", "", "111"},
 		{"errno_name", "", "ECONNREFUSED"},
 		{"destination", "", "where to"},
 		{"after_ms", "ms", "from the SYN to the RST, the longest"},
+		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
 		"check that the service runs and listens on that address: `ss -ltn` there (a service bound to 127.0.0.1 refuses other addresses)",
@@ -55,6 +58,7 @@ From this host it cannot be told whether the SYN or its answer was lost on the w
 		{"destination", "", "where to"},
 		{"gave_up", "", "who ended it: the kernel (ETIMEDOUT), the application, or both"},
 		{"listener", "", "what the listener did, where it is on this host too; else null"},
+		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
 		"check the way to the destination: routing, firewalls and security groups that drop silently, and that the host is up",
@@ -66,6 +70,13 @@ From this host it cannot be told whether the SYN or its answer was lost on the w
 
 func connectKey(c *timeline.Conn) Key {
 	return Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: c.Remote()}
+}
+
+// destinationKey is connectKey for all processes of the name.
+func destinationKey(x *Engine, c *timeline.Conn) Key {
+	k := x.crewKey(c.Netns(), c.Owner())
+	k.Addr = c.Remote()
+	return k
 }
 
 type connectRefused struct {
@@ -81,7 +92,7 @@ func (*connectRefused) Doc() Doc     { return docConnectRefused }
 
 type refusals struct {
 	to    netip.AddrPort
-	owner timeline.Owner
+	who   crew
 	count uint64
 	after time.Duration
 }
@@ -90,29 +101,32 @@ func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if e.Kind != timeline.EntryConnectFailed || e.Err() != errnoRefused {
 		return
 	}
-	p := r.found.make(connectKey(c))
+	key := destinationKey(x, c)
+	p := r.found.make(key)
 	if *p == nil {
-		*p = &refusals{to: c.Remote(), owner: c.Owner()}
+		*p = &refusals{to: c.Remote()}
 	}
 	f := *p
+	f.who.add(c.Owner())
 	f.count++
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
 		f.after = max(f.after, e.Since(syn))
 	}
-	x.Report(r, connectKey(c), f, e.At, 1, c)
+	x.Report(r, key, f, e.At, 1, c)
 }
 
 func (f *refusals) Describe(x *Engine, v *Verdict) {
 	v.Severity, v.Confidence = Warning, Certain
 	v.Subject = Subject{"peer", destination(f.to)}
-	v.Process = process(f.owner)
-	v.Story = fmt.Sprintf("connection refused: %s answered the SYN of %s by RST", destination(f.to), f.owner.Name())
+	v.Process = process(f.who.last)
+	v.Story = fmt.Sprintf("connection refused: %s answered the SYN of %s by RST", destination(f.to), f.who.name())
 	v.Evidence = Evidence{
 		{Key: "errno", Value: int64(errnoRefused)},
 		{Key: "errno_name", Value: timeline.Errno(errnoRefused)},
 		{Key: "destination", Value: destination(f.to)},
 		{Key: "after_ms", Value: milliseconds(f.after)},
 	}
+	v.Evidence = append(v.Evidence, f.who.facts()...)
 	v.Fix = docConnectRefused.Fix
 }
 
@@ -129,7 +143,7 @@ func (*connectTimeout) Doc() Doc     { return docConnectTimeout }
 
 type timeouts struct {
 	to                  netip.AddrPort
-	owner               timeline.Owner
+	who                 crew
 	retransmits         int
 	retries             int
 	waited              time.Duration
@@ -150,7 +164,7 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 		return
 	}
 	// The listener's side of the story, where that is here too.
-	key := connectKey(c)
+	key := destinationKey(x, c)
 	full := c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0
 	dropped := !full && c.Tag&(1<<codeIndex[codeLocalDrop]) != 0
 	answered := false
@@ -167,9 +181,10 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &timeouts{to: c.Remote(), owner: c.Owner(), full: full, dropped: dropped, answered: answered}
+		*p = &timeouts{to: c.Remote(), full: full, dropped: dropped, answered: answered}
 	}
 	f := *p
+	f.who.add(c.Owner())
 	f.retransmits = max(f.retransmits, n)
 	f.retries = max(f.retries, e.SYNRetries())
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
@@ -186,7 +201,7 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 func (f *timeouts) Describe(x *Engine, v *Verdict) {
 	v.Severity, v.Confidence = Error, Certain
 	v.Subject = Subject{"peer", destination(f.to)}
-	v.Process = process(f.owner)
+	v.Process = process(f.who.last)
 	by := "kernel"
 	end := "then the kernel gave up (ETIMEDOUT)"
 	switch {
@@ -202,7 +217,7 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		in = ""
 	}
 	v.Story = fmt.Sprintf("%s never answered %s: SYN sent again %s%s, %s",
-		destination(f.to), f.owner.Name(), times(f.retransmits), in, end)
+		destination(f.to), f.who.name(), times(f.retransmits), in, end)
 	v.Fix = docConnectTimeout.Fix
 	other := Fact{Key: "listener", Note: "nothing of it was seen on this host"}
 	switch {
@@ -238,4 +253,5 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		{Key: "gave_up", Value: by},
 		other,
 	}
+	v.Evidence = append(v.Evidence, f.who.facts()...)
 }

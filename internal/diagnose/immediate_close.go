@@ -69,7 +69,8 @@ type holding struct {
 
 	closes  []immediate // recent ones, oldest first
 	total   uint64
-	unsaid  uint64 // of total, not yet part of the verdict
+	unsaid  uint64           // of total, not yet part of the verdict
+	waiting []*timeline.Conn // the newest of these, oldest first
 	clients addresses
 	shown   pattern // when the verdict last held
 
@@ -230,6 +231,10 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 	h.closes = append(h.closes, i)
 	h.total++
 	h.unsaid++
+	if len(h.waiting) >= immediateLeast {
+		h.waiting = h.waiting[:copy(h.waiting, h.waiting[1:])]
+	}
+	h.waiting = append(h.waiting, c)
 	h.clients.add(c.Remote().Addr())
 	plateau, same := h.level()
 	if plateau == 0 && !h.most() {
@@ -246,7 +251,11 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 	h.shown = h.pattern(plateau, same && h.regrown)
 	n := h.unsaid
 	h.unsaid = 0
-	x.Report(r, holdingKey(c), h, e.At, n, c)
+	// Those before may have been handed out as ended; but their other ends, which
+	// hear of it later, ask.
+	x.Report(r, holdingKey(c), h, e.At, n, h.waiting...)
+	clear(h.waiting)
+	h.waiting = h.waiting[:0]
 }
 
 // countable reports whether the number of connections held is known: either

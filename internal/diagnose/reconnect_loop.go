@@ -16,7 +16,9 @@ var docReconnectLoop = Doc{
 	Summary:  "a client process connects to one destination again and again, and the peer ends each connection at once",
 	Meaning: `Seen from the client of a server that hangs up: at least 10 connections within 10 s, each ended by the peer's FIN or RST within 100 ms of the handshake, without a request being answered. Either nothing was exchanged, or the request got no answer, or the peer spoke a few words before it was asked anything, as a refusal does.
 
-A request that was answered before the peer closed is ordinary (HTTP with "Connection: close") and not counted, unless the server is on this host too and was found to close immediately.`,
+A request that was answered before the peer closed is ordinary (HTTP with "Connection: close") and not counted, unless the server is on this host too and was found to close immediately.
+
+` + docCrewMeaning,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"count", "connections", "so far"},
@@ -26,6 +28,7 @@ A request that was answered before the peer closed is ordinary (HTTP with "Conne
 		{"bytes_sent", "bytes", "the most that was sent on one of them"},
 		{"bytes_received", "bytes", "the most that was received on one of them"},
 		{"ended_by", "", "FIN, RST or both"},
+		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
 		"look at the server: it accepts and hangs up, often for a connection limit of its own; run tcptrace there",
@@ -39,6 +42,7 @@ const (
 	loopWindow   = 10 * time.Second
 	loopLifetime = 100 * time.Millisecond
 	loopRefusal  = 256 // bytes: a longer greeting is no refusal
+	loopDoubts   = 8
 )
 
 type reconnectLoop struct {
@@ -52,12 +56,13 @@ func newReconnectLoop() *reconnectLoop {
 func (*reconnectLoop) Code() string { return codeReconnectLoop }
 func (*reconnectLoop) Doc() Doc     { return docReconnectLoop }
 
-// loop is what one process did towards one destination.
+// loop is what the processes of one name did towards one destination.
 type loop struct {
-	to    netip.AddrPort
-	owner timeline.Owner
+	to  netip.AddrPort
+	who crew
 
 	good   uint64         // connections that went otherwise, so far
+	doubts []doubtful     // of these, the newest that may not have
 	recent []reconnection // the last loopLeast that were ended at once
 	run    uint64         // how many in a row without a pause
 	began  int64          // when that was
@@ -70,6 +75,15 @@ type loop struct {
 	fin, rst       bool
 }
 
+// doubtful is a connection that was closed at once by a server that had said
+// something.
+type doubtful struct {
+	c        *timeline.Conn
+	at       int64
+	fin      bool
+	lifetime time.Duration
+}
+
 type reconnection struct {
 	at   int64
 	good uint64 // loop.good at that time
@@ -79,22 +93,41 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 	if c.Role() != timeline.RoleClient || c.Evicted() {
 		return
 	}
-	k := Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: c.Remote()}
-	end, lifetime, once := endedAtOnce(c)
+	k := x.crewKey(c.Netns(), c.Owner())
+	k.Addr = c.Remote()
 	p := r.found.get(k)
-	if p == nil && !once {
+	if p != nil {
+		(*p).reconsider()
+	}
+	end, lifetime, answer := endedAtOnce(c)
+	if p == nil && answer == answered && c.Peer() == nil || answer == otherwise && p == nil {
 		return
 	}
 	p = r.found.make(k)
 	if *p == nil {
-		*p = &loop{to: c.Remote(), owner: c.Owner()}
+		*p = &loop{to: c.Remote()}
 	}
 	l := *p
-	if !once {
+	if answer != atOnce {
 		l.good++
+		if answer == answered && c.Peer() != nil {
+			l.doubt(c, end, lifetime)
+		}
 		return
 	}
-	at := end.At
+	l.add(c, end.At, end.Kind == timeline.EntryFINReceived, lifetime)
+	oldest := l.recent[0]
+	if len(l.recent) < loopLeast || l.last-oldest.at > int64(loopWindow) || l.good-oldest.good > loopLeast {
+		return
+	}
+	n := l.unsaid
+	l.unsaid = 0
+	l.count += n
+	x.Report(r, k, l, l.last, n, c)
+}
+
+// add counts a connection that was ended at once.
+func (l *loop) add(c *timeline.Conn, at int64, fin bool, lifetime time.Duration) {
 	if at-l.last > int64(loopWindow) || l.run == 0 {
 		l.run, l.began, l.unsaid = 0, at, 0
 		l.recent = l.recent[:0]
@@ -110,45 +143,71 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 		l.lifetime, l.sent, l.received, l.fin, l.rst = 0, 0, 0, false, false
 	}
 	t := c.Traffic()
+	l.who.add(c.Owner())
 	l.lifetime = max(l.lifetime, lifetime)
 	l.sent, l.received = max(l.sent, t.BytesSent), max(l.received, t.BytesReceived)
-	if end.Kind == timeline.EntryFINReceived {
-		l.fin = true
-	} else {
-		l.rst = true
-	}
-	oldest := l.recent[0]
-	if len(l.recent) < loopLeast || at-oldest.at > int64(loopWindow) || l.good-oldest.good > loopLeast {
-		return
-	}
-	n := l.unsaid
-	l.unsaid = 0
-	l.count += n
-	x.Report(r, k, l, at, n, c)
+	l.fin = l.fin || fin
+	l.rst = l.rst || !fin
 }
 
-// endedAtOnce reports whether the peer ended c right after the handshake
-// without answering a request; with the entry that did.
-func endedAtOnce(c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration, yes bool) {
+// doubt remembers a connection whose few words may turn out to be no answer:
+// the server, on this host, is found to close immediately only after some.
+func (l *loop) doubt(c *timeline.Conn, end *timeline.Entry, lifetime time.Duration) {
+	if len(l.doubts) >= loopDoubts {
+		l.doubts = l.doubts[:copy(l.doubts, l.doubts[1:])]
+	}
+	l.doubts = append(l.doubts, doubtful{c, end.At, end.Kind == timeline.EntryFINReceived, lifetime})
+}
+
+// reconsider counts those of the doubtful whose server was found out since.
+func (l *loop) reconsider() {
+	keep := l.doubts[:0]
+	for _, d := range l.doubts {
+		if !closedImmediately(d.c.Peer()) {
+			keep = append(keep, d)
+			continue
+		}
+		l.good--
+		l.add(d.c, d.at, d.fin, d.lifetime)
+	}
+	clear(l.doubts[len(keep):])
+	l.doubts = keep
+}
+
+func closedImmediately(server *timeline.Conn) bool {
+	return server != nil && server.Tag&(1<<codeIndex[codeImmediateClose]) != 0
+}
+
+// ending is how a connection ended, from its client's point of view.
+type ending uint8
+
+const (
+	otherwise ending = iota
+	atOnce           // by the peer, right after the handshake, with no request answered
+	answered         // the same, but there was an answer, or what looks like one
+)
+
+// endedAtOnce tells how c ended; with the entry that ended it and the time from
+// the handshake to that, unless otherwise.
+func endedAtOnce(c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration, how ending) {
 	est := c.Find(timeline.EntryEstablished)
 	end = c.Find(timeline.EntryFINReceived, timeline.EntryRSTReceived)
 	if est == nil || end == nil || c.Closer() != timeline.CloserRemote {
-		return nil, 0, false
+		return nil, 0, otherwise
 	}
 	lifetime = end.Since(est)
 	if lifetime > loopLifetime || lifetime < 0 {
-		return nil, 0, false
+		return nil, 0, otherwise
 	}
-	if p := c.Peer(); p != nil {
-		if p.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0 {
-			return nil, 0, false // that is the cause, and has a verdict of its own
-		}
-		if p.Tag&(1<<codeIndex[codeImmediateClose]) != 0 {
-			return end, lifetime, true
-		}
+	p := c.Peer()
+	if p != nil && p.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0 {
+		return nil, 0, otherwise // that is the cause, and has a verdict of its own
 	}
 	t := c.Traffic()
-	return end, lifetime, t.BytesReceived == 0 || t.BytesSent == 0 && t.BytesReceived <= loopRefusal
+	if closedImmediately(p) || t.BytesReceived == 0 || t.BytesSent == 0 && t.BytesReceived <= loopRefusal {
+		return end, lifetime, atOnce
+	}
+	return end, lifetime, answered
 }
 
 // since is when the loop began.
@@ -177,9 +236,9 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 		how, by = "reset", "RST"
 	}
 	v.Subject = Subject{"peer", destination(l.to)}
-	v.Process = process(l.owner)
+	v.Process = process(l.who.last)
 	v.Story = fmt.Sprintf("%s reconnected %d times in %s to %s, each %s by the peer within %s, %s",
-		l.owner.Name(), l.run, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
+		l.who.name(), l.run, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
 	v.Evidence = Evidence{
 		{Key: "count", Value: int64(l.count)},
 		{Key: "window_ms", Value: int64(window / time.Millisecond)},
@@ -189,5 +248,6 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 		{Key: "bytes_received", Value: int64(l.received)},
 		{Key: "ended_by", Value: by},
 	}
+	v.Evidence = append(v.Evidence, l.who.facts()...)
 	v.Fix = docReconnectLoop.Fix
 }

@@ -19,7 +19,11 @@ var docResetReceived = Doc{
 
 The phase helps to guess. Right after the handshake with nothing exchanged: often a full accept queue at the server, or a connection limit. After a request: the server's application crashed, or closed with the request unread. After a long silence: a firewall or load balancer forgot the connection. In CLOSE_WAIT: the peer had closed before, and this end sent data to it nevertheless.
 
-Not reported: RSTs after this end's own close(), which nobody here can notice, and those that find a forgotten socket in CLOSE_WAIT. A server's connection that was reset before anything was exchanged is information: a health check or a port probe does that.`,
+Not reported: RSTs after this end's own close(), which nobody here can notice, those that find a forgotten socket in CLOSE_WAIT, and those after this end's last words, of which a sender on this host only left something like a TLS close notification unread.
+
+Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's that sent no more than a TLS close notification after the server had closed.
+
+` + docCrewMeaning,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"phase", "", "established, close-wait (the peer had closed) or half-closed (this end had shut down sending)"},
@@ -28,6 +32,7 @@ Not reported: RSTs after this end's own close(), which nobody here can notice, a
 		{"bytes_received", "bytes", "of the newest one"},
 		{"silent_ms", "ms", "from the last event seen before to the RST, the newest"},
 		{"peer_verdicts", "", "what is known of the other end, where it is on this host"},
+		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
 		"look at the peer: run tcptrace there, it names the reason",
@@ -50,14 +55,14 @@ func (*resetReceived) Doc() Doc     { return docResetReceived }
 type resetsIn struct {
 	at      netip.AddrPort
 	kind    string
-	owner   timeline.Owner
+	who     crew
 	role    timeline.Role
 	phase   string
 	after   time.Duration
 	known   bool // after
 	silent  time.Duration
 	traffic event.Traffic
-	probe   bool // nothing was exchanged, with this end the server
+	manner  string
 	here    bool // the other end is on this host
 	causes  []string
 }
@@ -68,41 +73,71 @@ const (
 	phaseHalfClosed  = "half-closed"
 )
 
+// Resets that peers send with nothing wrong here, as far as this end can tell.
+const (
+	mannerOther  = ""
+	mannerProbe  = " probe"  // to a server, with nothing exchanged
+	mannerServed = " served" // to a server, after an exchange, with nothing of ours on the way
+	mannerLate   = " late"   // to a server whose answer came after the client had closed
+	mannerNotify = " notify" // to a client that sent as much as a TLS close notification after the server had closed
+)
+
+// longSilence makes one suspect that somebody on the way forgot the connection.
+const longSilence = time.Minute
+
+func exchanged(t event.Traffic) bool { return t.BytesSent > 0 && t.BytesReceived > 0 }
+
 func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 	phase, e := resetPhase(c)
 	if e == nil {
 		return
 	}
 	t := c.Traffic()
-	key := Key{Netns: c.Netns(), PID: c.Owner().PID, What: phase}
+	key := x.crewKey(c.Netns(), c.Owner())
+	key.What = phase
 	var kind string
 	key.Addr, kind = place(c)
-	probe := c.Role() == timeline.RoleServer && t.BytesSent == 0 && t.BytesReceived == 0
+	var silent time.Duration
+	for i := 1; i < c.Len(); i++ {
+		if c.At(i).At == e.At && c.At(i).Kind == e.Kind {
+			silent = time.Duration(e.At - c.At(i-1).Until())
+		}
+	}
 	var causes []string
+	manner := mannerOther
 	if p := c.Peer(); p != nil {
+		if (c.Role() == timeline.RoleServer || phase == phaseHalfClosed) && forgettable(x, p) {
+			return // what the other end left was the last of it
+		}
 		causes = Codes(p)
 	}
 	switch {
 	case len(causes) > 0:
 		key.What += " " + causes[0] // it names what to look at
-	case probe:
-		key.What += " probe"
+	case c.Role() != timeline.RoleServer:
+		if phase == phaseCloseWait && exchanged(t) && t.Unacked >= closeNotify && t.Unacked <= leftover {
+			manner = mannerNotify
+		}
+	case t.BytesSent == 0 && t.BytesReceived == 0:
+		manner = mannerProbe
+	case phase == phaseCloseWait:
+		manner = mannerLate
+	case phase == phaseEstablished && exchanged(t) && t.Unacked == 0 && silent <= longSilence &&
+		c.Find(timeline.EntryKeepaliveProbe) == nil:
+		manner = mannerServed
 	}
+	key.What += manner
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &resetsIn{at: key.Addr, kind: kind, owner: c.Owner(), role: c.Role(), phase: phase, probe: probe, causes: causes}
+		*p = &resetsIn{at: key.Addr, kind: kind, role: c.Role(), phase: phase, manner: manner, causes: causes}
 	}
 	f := *p
+	f.who.add(c.Owner())
 	f.known = false
 	if est := c.Find(timeline.EntryEstablished); est != nil {
 		f.after, f.known = e.Since(est), true
 	}
-	f.silent = 0
-	for i := 1; i < c.Len(); i++ {
-		if c.At(i).At == e.At && c.At(i).Kind == e.Kind {
-			f.silent = time.Duration(e.At - c.At(i-1).Until())
-		}
-	}
+	f.silent = silent
 	f.traffic = t
 	f.here = c.Peer() != nil
 	x.Report(r, key, f, e.At, 1, c)
@@ -145,9 +180,10 @@ func resetPhase(c *timeline.Conn) (string, *timeline.Entry) {
 
 func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{f.kind, destination(f.at)}
-	v.Process = process(f.owner)
+	v.Process = process(f.who.last)
 	v.Severity, v.Confidence = Warning, Certain
 	v.Which = f.phase
+	v.Which += f.manner
 	if len(f.causes) > 0 {
 		v.Which = f.causes[0]
 	}
@@ -155,8 +191,8 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 	if v.Count == 1 {
 		whose = "a connection"
 	}
-	if f.owner.Known() {
-		whose += " of " + f.owner.Name()
+	if f.who.last.Known() {
+		whose += " of " + f.who.name()
 	}
 	when := "while established"
 	switch f.phase {
@@ -189,13 +225,27 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 		v.Story += fmt.Sprintf(": see %s at the other end, on this host", f.causes[0])
 		other = Fact{Key: "peer_verdicts", Value: f.causes}
 		v.Fix = []string{"see the verdict about the other end: " + f.causes[0]}
-	case f.probe:
+	case f.manner == mannerProbe:
 		v.Severity = Info
 		v.Story += ": as a health check or port probe does"
 		v.Fix = []string{"nothing, if it is a health check: let it close with FIN to keep it out of the way"}
+	case f.manner == mannerServed:
+		v.Severity = Info
+		v.Story += ": all that was sent had arrived, as when a client closes without reading to the end"
+		v.Fix = []string{"nothing, if the client had what it wanted: else look there, run tcptrace there"}
+	case f.manner == mannerLate:
+		v.Severity = Info
+		v.Story += ": as clients do that no longer wait for an answer"
+		v.Fix = []string{"if answers are to be faster than clients are patient, look at what the server does that long"}
+	case f.manner == mannerNotify:
+		v.Severity = Info
+		v.Story += ", no more than a TLS close notification"
+		v.Fix = []string{"nothing: the server had closed already"}
+	case f.phase == phaseCloseWait && f.role == timeline.RoleClient:
+		v.Fix = []string{"if the server closes idle connections, let the client close them earlier than that, and repeat a request that met such a close", docResetReceived.Fix[0]}
 	case f.phase == phaseEstablished && f.role == timeline.RoleClient && f.traffic.BytesReceived == 0 && f.known && f.after < time.Second:
 		v.Fix = docResetReceived.Fix[:2]
-	case f.silent > time.Minute:
+	case f.silent > longSilence:
 		v.Fix = []string{docResetReceived.Fix[2], docResetReceived.Fix[0]}
 	}
 	v.Evidence = Evidence{
@@ -206,4 +256,5 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 		{Key: "silent_ms", Value: int64(f.silent / time.Millisecond)},
 		other,
 	}
+	v.Evidence = append(v.Evidence, f.who.facts()...)
 }

@@ -19,7 +19,9 @@ var docResetSent = Doc{
 
 Severities: data lost unread by an application that did not look at it is a warning. A reset on purpose (SO_LINGER with a timeout of 0), data that came after close(), or leftovers that nobody waits for any more is information.
 
-Not reported: RSTs to stray segments of connections that are closed already, to SYNs for closed ports, and to final ACKs at a full accept queue (accept-queue-overflow); a few unread bytes after an exchange that the peer had closed too, or that may be a TLS close notification.`,
+Not reported: RSTs to stray segments of connections that are closed already, to SYNs for closed ports, and to final ACKs at a full accept queue (accept-queue-overflow); a few unread bytes after an exchange that the peer had closed too, or that may be a TLS close notification.
+
+` + docCrewMeaning + ` Where a process ended or was killed, the kernel closed its connections in its stead, and the cause says so.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"reason", "", "the kernel's name, enum sk_rst_reason; null where it gives none"},
@@ -28,6 +30,7 @@ Not reported: RSTs to stray segments of connections that are closed already, to 
 		{"state", "", "the connection's state when it was reset"},
 		{"bytes_sent", "bytes", "of the newest one"},
 		{"bytes_received", "bytes", "of the newest one"},
+		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
 		"unread data: read until end of file before close(), or shutdown(SHUT_WR) first and drain",
@@ -65,6 +68,14 @@ var (
 	causeKeepalive  = cause{"the peer did not answer keepalive probes", Warning, "the peer or the way to it is gone; look there"}
 	causeDisconnect = cause{"connect(AF_UNSPEC) dropped the connection with data outstanding", Info, ""}
 	causeKilled     = cause{"destroyed by an administrator (ss -K, SOCK_DESTROY)", Warning, "somebody or something ran ss -K or a program like it"}
+
+	// The kernel closes what a process that ends has open.
+	fixEnded           = "the process ended or was killed with connections open: see why (its log, its exit status, the OOM killer's message), and let it drain before it ends"
+	causeUnreadEnded   = cause{"the process ended with data unread", Warning, fixEnded}
+	causeFinishedEnded = cause{"the process ended with data unread, after the peer had closed", Info, fixEnded}
+	causeLingerEnded   = cause{"SO_LINGER with a timeout of 0: the process's end reset it", Info, docResetSent.Fix[1]}
+	causePendingEnded  = cause{"the listening process ended before the connection was accepted", Warning, fixEnded}
+	causeLateEnded     = cause{"data arrived after the process had ended", Info, ""}
 )
 
 type resetSent struct {
@@ -79,7 +90,7 @@ func (*resetSent) Doc() Doc     { return docResetSent }
 type resets struct {
 	at        netip.AddrPort
 	kind      string // of the place
-	owner     timeline.Owner
+	who       crew
 	cause     *cause // nil: not known
 	reason    string
 	confirmed bool // the RST itself was seen
@@ -101,29 +112,30 @@ func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
 		return
 	}
 	t := c.Traffic()
-	if k != nil && (*k == causeUnread || *k == causeFinished) {
-		exchanged := t.BytesReceived > uint64(t.Unread) && t.BytesSent > 0
-		if exchanged && t.Unread <= leftover && (state == event.StateCloseWait || t.Unread >= closeNotify) {
-			return
-		}
+	if isLeftover(k, t, state) {
+		return
 	}
-	key := Key{Netns: c.Netns(), PID: c.Owner().PID, What: c.ResetReason()}
+	k = k.ended(c)
+	owner := c.Owner()
+	if o := c.ClosedBy(); o.Known() {
+		owner = o
+	}
+	key := x.crewKey(c.Netns(), owner)
+	key.What = c.ResetReason()
 	var kind string
 	key.Addr, kind = place(c)
 	switch {
-	case k == &causeLate:
+	case k == &causeLate, k == &causeLateEnded:
 		key.What = k.text // answered by the socket or its minisocket, for two reasons
 	case k != nil:
 		key.What += " " + k.text
 	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &resets{at: key.Addr, kind: kind, owner: c.Owner(), cause: k}
+		*p = &resets{at: key.Addr, kind: kind, cause: k}
 	}
 	f := *p
-	if o := c.ClosedBy(); o.Known() {
-		f.owner = o
-	}
+	f.who.add(owner)
 	f.reason = c.ResetReason()
 	f.confirmed = f.confirmed || c.Find(timeline.EntryRSTSent) != nil
 	f.state = timeline.StateName(state)
@@ -131,6 +143,45 @@ func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
 	f.traffic = t
 	f.past = c.Len() == 1
 	x.Report(r, key, f, at, 1, c)
+}
+
+// isLeftover reports whether a reset told no more than that something was left
+// unread that nobody misses.
+func isLeftover(k *cause, t event.Traffic, state event.State) bool {
+	return (k == &causeUnread || k == &causeFinished) && t.BytesReceived > uint64(t.Unread) && t.BytesSent > 0 &&
+		t.Unread <= leftover && (state == event.StateCloseWait || t.Unread >= closeNotify)
+}
+
+// forgettable reports whether c was reset by this end as it left something
+// unread that nobody misses.
+func forgettable(x *Engine, c *timeline.Conn) bool {
+	k, state, _, ok := resetBy(x, c)
+	return ok && isLeftover(k, c.Traffic(), state)
+}
+
+// ended is the cause of a reset of c that close() would have had, where the
+// process's end did what close() would have done.
+func (why *cause) ended(c *timeline.Conn) *cause {
+	e := c.Find(timeline.EntryFINSent)
+	if e == nil || !e.Exiting() {
+		e = c.Find(timeline.EntryClosed)
+	}
+	if e == nil || !e.Exiting() {
+		return why
+	}
+	switch why {
+	case &causeUnread:
+		return &causeUnreadEnded
+	case &causeFinished:
+		return &causeFinishedEnded
+	case &causeLinger:
+		return &causeLingerEnded
+	case &causePending:
+		return &causePendingEnded
+	case &causeLate:
+		return &causeLateEnded
+	}
+	return why
 }
 
 // resetBy tells why this end reset c: nil where that is not known. ok is false
@@ -149,6 +200,11 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	const errnoAborted = 103
 	switch {
 	case c.DataAfterClose():
+		// An orphan that is killed for want of memory looks the same where
+		// nothing names the reason.
+		if reason == "" && !x.o.Capabilities.HasMemory && closed.ByProcess() && closed.Old() == event.StateFinWait1 {
+			return nil, closed.Old(), closed.At, true
+		}
 		return &causeLate, closed.Old(), closed.At, true
 	case closed.Err() == errnoAborted:
 		return &causeKilled, closed.Old(), closed.At, true
@@ -192,7 +248,7 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 
 func (f *resets) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{f.kind, destination(f.at)}
-	v.Process = process(f.owner)
+	v.Process = process(f.who.last)
 	reason := Fact{Key: "reason", Note: "this kernel names no reason"}
 	if f.reason != "" {
 		reason = Fact{Key: "reason", Value: f.reason}
@@ -202,8 +258,8 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 			reason.Note = "the kernel named none"
 		}
 	}
-	who := f.owner.Name()
-	if !f.owner.Known() {
+	who := f.who.name()
+	if !f.who.last.Known() {
 		who = "this end"
 	}
 	v.Which = f.reason
@@ -220,6 +276,10 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		switch c {
 		case &causeUnread, &causeFinished:
 			v.Story = fmt.Sprintf("%s %s (%s): RST sent", who, c.text, Bytes(uint64(f.unread)))
+		case &causeUnreadEnded, &causeFinishedEnded:
+			v.Story = fmt.Sprintf("%s %s (%s): RST sent", who, strings.TrimPrefix(c.text, "the process "), Bytes(uint64(f.unread)))
+		case &causeLateEnded:
+			v.Story = fmt.Sprintf("data arrived after %s had ended: RST sent", who)
 		case &causeLinger:
 			v.Story = fmt.Sprintf("%s closed with SO_LINGER 0: RST sent on purpose", who)
 		case &causeLate:
@@ -237,6 +297,7 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 			reason, why, {Key: "unread_bytes", Note: gone}, {Key: "state", Value: f.state},
 			{Key: "bytes_sent", Note: gone}, {Key: "bytes_received", Note: gone},
 		}
+		v.Evidence = append(v.Evidence, f.who.facts()...)
 		return
 	}
 	v.Evidence = Evidence{
@@ -247,4 +308,5 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		{Key: "bytes_sent", Value: int64(f.traffic.BytesSent)},
 		{Key: "bytes_received", Value: int64(f.traffic.BytesReceived)},
 	}
+	v.Evidence = append(v.Evidence, f.who.facts()...)
 }

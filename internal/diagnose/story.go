@@ -362,7 +362,7 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 		case s.c.Role() == timeline.RoleServer && !s.c.Accepted() && !s.c.Before():
 			s.say("reset: closed with its listener, before accept()")
 		case t.Unread > 0:
-			s.say("reset by %s, which closed with %s unread", by, Bytes(uint64(t.Unread)))
+			s.say("reset by %s, which %s with %s unread", by, closedOrEnded(e), Bytes(uint64(t.Unread)))
 		case e.LingerZero():
 			s.say("reset by %s on purpose (SO_LINGER 0)", by)
 		default:
@@ -371,6 +371,14 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 		return true
 	}
 	return false
+}
+
+// closedOrEnded is what the process did that closed the connection by e.
+func closedOrEnded(e *timeline.Entry) string {
+	if e.Exiting() {
+		return "ended"
+	}
+	return "closed"
 }
 
 // othersCause tells why the peer reset c, where it is on this host.
@@ -390,7 +398,7 @@ func (s *story) othersCause() string {
 		who := p.ClosedBy().Name()
 		switch t := p.Traffic(); {
 		case t.Unread > 0:
-			return fmt.Sprintf(": %s closed with %s unread", who, Bytes(uint64(t.Unread)))
+			return fmt.Sprintf(": %s %s with %s unread", who, closedOrEnded(e), Bytes(uint64(t.Unread)))
 		case e.LingerZero():
 			return fmt.Sprintf(": %s closed with SO_LINGER 0", who)
 		}

@@ -154,10 +154,10 @@ func TestKilledBusy(t *testing.T) {
 		assert.Equal(t, "redis-server", v.Process.Comm)
 		switch v.Count {
 		case holders:
-			assert.Equal(t, "closed with data unread", v.Evidence.Get("cause"))
+			assert.Equal(t, "the process ended with data unread", v.Evidence.Get("cause"))
 			assert.EqualValues(t, len("ECHO \r\n")+100, v.Evidence.Get("unread_bytes"))
 		case 1:
-			assert.Equal(t, "the listener was closed before the connection was accepted", v.Evidence.Get("cause"))
+			assert.Equal(t, "the listening process ended before the connection was accepted", v.Evidence.Get("cause"))
 		default:
 			t.Errorf("reset-sent of %d connections: %s", v.Count, v.Story)
 		}

@@ -1,0 +1,99 @@
+package diagnose
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/tcptrace/tcptrace/internal/timeline"
+)
+
+// crewKey is a key about processes of one name rather than about one process:
+// a loop in a shell runs a new one each time, and has one trouble. Where the
+// user asked for some processes only, these are kept apart from others.
+func (x *Engine) crewKey(netns uint32, o timeline.Owner) Key {
+	return Key{Netns: netns, Comm: o.Comm, Other: x.o.Mine != nil && !x.o.Mine(o)}
+}
+
+// crew are processes of one name that a finding is about.
+type crew struct {
+	last timeline.Owner
+	pids []uint32 // the newest, oldest first
+	seen map[uint32]struct{}
+	more bool // seen is full
+}
+
+const (
+	maxCrew = 256
+	crewPID = 8 // of these named
+)
+
+func (w *crew) add(o timeline.Owner) {
+	if !o.Known() {
+		return
+	}
+	w.last = o
+	if n := len(w.pids); n > 0 && w.pids[n-1] == o.PID {
+		return
+	}
+	if i := slices.Index(w.pids, o.PID); i >= 0 {
+		w.pids = slices.Delete(w.pids, i, i+1)
+	} else if len(w.pids) >= crewPID {
+		w.pids = slices.Delete(w.pids, 0, 1)
+	}
+	w.pids = append(w.pids, o.PID)
+	if _, ok := w.seen[o.PID]; ok {
+		return
+	}
+	if len(w.seen) >= maxCrew {
+		w.more = true
+		return
+	}
+	if w.seen == nil {
+		w.seen = make(map[uint32]struct{})
+	}
+	w.seen[o.PID] = struct{}{}
+}
+
+// name is that of the latest process, and how many others there were.
+func (w *crew) name() string {
+	s := w.last.Name()
+	switch n := len(w.seen) - 1; {
+	case w.more:
+		s += fmt.Sprintf(" and more than %d others", n)
+	case n == 1:
+		s += " and another"
+	case n > 1:
+		s += fmt.Sprintf(" and %d others", n)
+	}
+	return s
+}
+
+// facts say which processes there were.
+func (w *crew) facts() Evidence {
+	if len(w.seen) == 0 {
+		const unknown = "no process is known"
+		return Evidence{{Key: "processes", Note: unknown}, {Key: "pids", Note: unknown}}
+	}
+	n := Fact{Key: "processes", Value: int64(len(w.seen))}
+	if w.more {
+		n.Note = "at least"
+	}
+	list := make([]string, 0, len(w.pids))
+	for _, pid := range w.pids {
+		list = append(list, strconv.FormatUint(uint64(pid), 10))
+	}
+	pids := Fact{Key: "pids", Value: list}
+	if len(w.seen) > len(w.pids) {
+		pids.Note = "the newest"
+	}
+	return Evidence{n, pids}
+}
+
+// docCrew are the evidence keys of facts.
+var docCrew = []DocKey{
+	{"processes", "count", "how many processes of this name there were; the one that is named is the latest"},
+	{"pids", "", "theirs, of the newest eight"},
+}
+
+const docCrewMeaning = `Processes of one name count together: a loop in a shell starts a new one each time.`

@@ -166,6 +166,10 @@ func (m *Machine) SnapshotWanted() []uint32 { return m.engine.SnapshotWanted() }
 // SnapshotEvery is how often all sockets should be looked at.
 func (m *Machine) SnapshotEvery() time.Duration { return m.engine.SnapshotEvery() }
 
+// Inhabited are the namespaces in which a look at all sockets can teach
+// something.
+func (m *Machine) Inhabited() []uint32 { return m.tracker.Inhabited() }
+
 // Err returns the first error of the renderer: nothing more can be shown.
 func (m *Machine) Err() error { return m.err }
 

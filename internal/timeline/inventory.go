@@ -3,6 +3,7 @@ package timeline
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -206,6 +207,21 @@ func (t *Tracker) Orphans(netns uint32) iter.Seq[Orphan] {
 			}
 		}
 	}
+}
+
+// Inhabited are the namespaces, sorted, in which a snapshot can teach
+// something: with sockets, or with minisockets in the newest one.
+func (t *Tracker) Inhabited() []uint32 {
+	in := make(map[uint32]bool)
+	for c := t.live.oldest; c != nil; c = c.newer {
+		in[c.netns] = true
+	}
+	for inode, n := range t.netns {
+		if n.newest != nil && len(n.newest.mini) > 0 {
+			in[inode] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(in))
 }
 
 // Namespaces walks the network namespaces that are known, in the order in

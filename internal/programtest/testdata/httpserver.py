@@ -70,6 +70,7 @@ async def main():
     print("listening", flush=True)
     await stop.wait()
     server.close()
+    await asyncio.sleep(0.2)  # what was accepted last gets its handler
     draining.set()
     while busy:
         await asyncio.wait(set(busy))

@@ -13,29 +13,42 @@ import (
 	"github.com/tcptrace/tcptrace/internal/lab/peer"
 )
 
+// FloodKind says what a flood meets.
+type FloodKind int
+
+// The kinds of floods.
+const (
+	FloodCookies FloodKind = iota // a listener with net.ipv4.tcp_syncookies 1
+	FloodDropped                  // a listener with net.ipv4.tcp_syncookies 0
+	FloodRefused                  // a port where nobody listens
+)
+
+// Counter is the kernel's counter that grows by one with each SYN that meets
+// that.
+func (k FloodKind) Counter() string {
+	return [...]string{"TcpExt.TCPReqQFullDoCookies", "TcpExt.TCPReqQFullDrop", "Tcp.OutRsts"}[k]
+}
+
 // Flood is a SYN flood from random addresses of the whole internet, inside a
 // namespace: a listener, and a device from which forged SYNs come in. Nothing
 // leaves the namespace. It is used by one goroutine.
 type Flood struct {
-	Listener netip.AddrPort // where the SYNs go
-	Server   Party
+	Kind   FloodKind
+	To     netip.AddrPort // where the SYNs go
+	Server Party          // who listens there; zero where nobody does
 
 	env  *Env
 	net  *peer.Network
 	from *peer.Conn // writes the segments
 	rand *rand.Rand
-	to   netip.AddrPort
 	sent uint64
-	// answered says that each SYN gets an answer, by which the sender paces
-	// itself: a device's queue is short.
-	answered bool
 }
 
 // NewFlood starts a server in env with env.Backlog and makes everything ready.
-// With cookies, net.ipv4.tcp_syncookies is 1, else 0. It needs /dev/net/tun.
-func NewFlood(ctx context.Context, env *Env, cookies bool) (*Flood, error) {
+// It needs /dev/net/tun.
+func NewFlood(ctx context.Context, env *Env, kind FloodKind) (*Flood, error) {
 	var t Truth
-	srv, network, err := flood(ctx, env, &t, boolSysctl(cookies), true)
+	srv, network, err := flood(ctx, env, &t, boolSysctl(kind == FloodCookies), true)
 	if err != nil {
 		return nil, fmt.Errorf("preparing a SYN flood: %w", err)
 	}
@@ -43,12 +56,17 @@ func NewFlood(ctx context.Context, env *Env, cookies bool) (*Flood, error) {
 		return nil, fmt.Errorf("preparing a SYN flood: %w", err)
 	}
 	f := &Flood{
-		Listener: srv.Addr, Server: srv.party(), env: env, net: network,
+		Kind: kind, env: env, net: network,
 		// The same addresses each time: what fails can be repeated.
-		rand:     rand.New(rand.NewPCG(1, 2)),
-		to:       netip.AddrPortFrom(hostPrefix4.Addr(), srv.Addr.Port()),
-		answered: cookies,
+		rand: rand.New(rand.NewPCG(1, 2)),
 	}
+	port := srv.Addr.Port()
+	if kind == FloodRefused {
+		port++
+	} else {
+		f.Server = srv.party()
+	}
+	f.To = netip.AddrPortFrom(hostPrefix4.Addr(), port)
 	f.from = scriptedClient(network, 0, false, srv.Addr)
 	return f, nil
 }
@@ -69,10 +87,11 @@ func routeAll() error {
 // Send sends n SYNs as fast as they are taken.
 func (f *Flood) Send(ctx context.Context, n int) error {
 	const ahead = 200 // SYNs without an answer; a TUN device queues 500 packets
+	// Each SYN but a dropped one is answered: the sender paces itself by that.
 	for range n {
 		s := peer.Segment{
 			Src:    netip.AddrPortFrom(f.forged(), uint16(1024+f.rand.IntN(64000))),
-			Dst:    f.to,
+			Dst:    f.To,
 			Seq:    f.rand.Uint32(),
 			Flags:  peer.SYN,
 			Window: 65535,
@@ -89,7 +108,7 @@ func (f *Flood) Send(ctx context.Context, n int) error {
 			return fmt.Errorf("flooding: %w", err)
 		}
 		// What is not answered in time was lost: a flood goes on.
-		for begun := time.Now(); f.answered && f.sent > f.net.Unscripted()+ahead; {
+		for begun := time.Now(); f.Kind != FloodDropped && f.sent > f.net.Unscripted()+ahead; {
 			if time.Since(begun) > 20*time.Millisecond {
 				break
 			}
@@ -114,13 +133,9 @@ func (f *Flood) Counters(before Counters) (Counters, error) {
 	return now.Since(before), nil
 }
 
-// Settle waits until the kernel has counted at least n more of the SYNs as
-// answered with a cookie, or dropped.
+// Settle waits until the kernel has counted at least n more of the SYNs.
 func (f *Flood) Settle(ctx context.Context, before Counters, n uint64) error {
-	name := "TcpExt.TCPReqQFullDrop"
-	if f.answered {
-		name = "TcpExt.TCPReqQFullDoCookies"
-	}
+	name := f.Kind.Counter()
 	return f.env.until(ctx, fmt.Sprintf("%s has grown by %d", name, n), func() (bool, error) {
 		c, err := f.Counters(before)
 		return err == nil && c[name] >= n, err

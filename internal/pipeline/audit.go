@@ -46,6 +46,11 @@ var audited = []struct{ name, proc string }{
 	{"PAWSEstab", "TcpExt.PAWSEstab"},
 }
 
+// retransFail is the kernel's count of retransmissions that this host dropped
+// on their way out, by a firewall for example. Up to 6.12 the tracepoint is passed
+// over then.
+const retransFail = "TcpExt.TCPRetransFail"
+
 func auditRank(name string) int {
 	for i, a := range audited {
 		if a.name == name {
@@ -60,7 +65,8 @@ type reading struct {
 	cookie uint64
 	kernel []uint64 // as audited
 	seen   []uint64
-	steady bool // nothing moved while they were read
+	failed uint64 // retransmissions that failed on their way out, as the kernel counts
+	steady bool   // nothing moved while they were read
 }
 
 // auditor holds the kernel's counters against what the hooks counted, over
@@ -125,7 +131,7 @@ func (a *auditor) read(spaces []host.Netns) (map[uint32]reading, map[uint32]erro
 				continue
 			}
 			delete(errs, ns.Inode)
-			r := reading{cookie: kernels[i][0].Cookie, steady: true}
+			r := reading{cookie: kernels[i][0].Cookie, failed: kernels[i][1].Value[retransFail], steady: true}
 			for _, c := range audited {
 				k, s := kernels[i][1].Value[c.proc], after.Audit[tracer.AuditKey{Netns: ns.Inode, Counter: c.name}]
 				r.kernel, r.seen = append(r.kernel, k), append(r.seen, s)
@@ -221,9 +227,12 @@ func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []st
 				Counter: c.name, Netns: ns.Inode,
 				Kernel: r.kernel[i] - min(r.kernel[i], s.first.kernel[i]), Explained: r.seen[i] - min(r.seen[i], s.first.seen[i]),
 			}
+			failed := r.failed - min(r.failed, s.first.failed)
 			switch {
 			case inexact[c.name] != "":
 				line.Note = inexact[c.name]
+			case (c.name == "RetransSegs" || c.name == "TCPSynRetrans") && line.Kernel > line.Explained && line.Kernel-line.Explained <= failed:
+				line.Note = fmt.Sprintf("%d retransmissions failed on their way out (TCPRetransFail): this kernel counts them and tells nobody", failed)
 			case !r.steady || !s.first.steady:
 				line.Note = "traffic did not pause while the counters were read, so they may be apart by a few"
 			default:

@@ -188,6 +188,14 @@ func neverExact(c event.Capabilities, counter string) bool {
 	return false
 }
 
+// retransmitFailures says whether this kernel hides retransmissions that failed
+// on their way out: its tracepoint has no err then.
+func retransmitFailures(c event.Capabilities) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(c.Kernel, "%d.%d", &major, &minor)
+	return err == nil && (major < 6 || major == 6 && minor < 18)
+}
+
 // CheckAudit fails the test if one of the kernel's counters grew otherwise
 // than the events that were seen explain, after End. What these hooks cannot
 // show must be said, and with full hooks nothing is excused.
@@ -203,6 +211,9 @@ func (w *Watcher) CheckAudit(t *testing.T, netns map[uint32]bool) {
 		}
 		t.Logf("%s: kernel %d, explained %d: %s", a.Counter, a.Kernel, a.Explained, a.Note)
 		assert.NotEmpty(t, a.Note, "%s is not exact and nobody says why", a.Counter)
+		if strings.Contains(a.Note, "TCPRetransFail") && retransmitFailures(w.Caps) {
+			continue
+		}
 		if Full(w.Caps) && !neverExact(w.Caps, a.Counter) {
 			assert.Fail(t, "with full hooks every counter is exact", "%s: %s", a.Counter, a.Note)
 		}

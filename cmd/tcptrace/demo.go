@@ -21,7 +21,7 @@ import (
 // How long things last in a demo: nobody wants to wait a minute for a leak.
 const (
 	demoCloseWait = 2 * time.Second
-	demoHold      = 4 * time.Second // how long a leak is left standing, or what is stuck
+	demoHold      = 4 * time.Second // how long a leak is left standing
 	demoStuck     = 2 * time.Second // in FIN_WAIT, or with the window shut
 	demoAccept    = 500 * time.Millisecond
 	demoIdle      = 2 * time.Second // of silence, where a case turns on it
@@ -124,7 +124,7 @@ func (u *ui) demo(ctx context.Context, c lab.Case, w watching, show pipeline.Sho
 
 	env, err := lab.NewEnv(lab.Options{
 		CloseWait: demoHold,
-		Hold:      demoHold,
+		Hold:      2 * demoHold, // where only snapshots tell, it takes two of them
 		Logf:      func(format string, args ...any) { u.complain("demo", fmt.Sprintf(format, args...)) },
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -54,6 +55,7 @@ const (
 type zeroWindow struct {
 	shut  groups[*timeline.Conn, stall]
 	found groups[Key, *stalls]
+	next  int64
 }
 
 func newZeroWindow() *zeroWindow {
@@ -156,6 +158,24 @@ func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, probe, own bool
 	s.to = at
 	if d := time.Duration(s.to - s.from); d > x.o.ZeroWindow {
 		r.report(x, c, s, at, d, false)
+	}
+}
+
+// Tick asks for another look where a window was seen shut once, and may be shut
+// for too long by now.
+func (r *zeroWindow) Tick(x *Engine, now int64, _ *timeline.Tracker) {
+	const pause = int64(500 * time.Millisecond)
+	if len(r.shut.m) == 0 || now < r.next {
+		return
+	}
+	r.next = math.MaxInt64
+	if now < math.MaxInt64-pause {
+		r.next = now + pause
+	}
+	for g := r.shut.oldest; g != nil; g = g.newer {
+		if g.v.known && !g.v.told && now-g.v.from > int64(x.o.ZeroWindow) {
+			x.sockets.add(g.key.Netns(), now)
+		}
 	}
 }
 

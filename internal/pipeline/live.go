@@ -64,7 +64,10 @@ const (
 	retries = 3
 	// rounds is how many times as long as it takes to look at all sockets is
 	// waited until the next time.
-	rounds = 200
+	rounds = 50
+	// wholeEvery is how often namespaces are looked at in which no sockets are
+	// known to be.
+	wholeEvery = time.Minute
 	// linesBetween is how many sockets of a snapshot are taken at a time before
 	// the ring is looked at.
 	linesBetween = 512
@@ -87,6 +90,7 @@ type live struct {
 	lost    map[string]uint64
 	synced  int64           // when sockets were last looked at again after losses
 	round   int64           // when all sockets were last looked at
+	whole   int64           // when in all namespaces, also those where nothing is known to be
 	took    time.Duration   // processor time that this took
 	walked  int64           // when owners were last looked for
 	walk    time.Duration   // how long that took
@@ -497,11 +501,12 @@ func (l *live) keep(now int64) {
 		l.again, l.synced = false, now
 		all = true
 	}
-	if all {
-		for inode, s := range l.spaces {
-			if s.known {
-				want = append(want, inode)
-			}
+	if all && !lost && now-l.whole < int64(wholeEvery) {
+		want = l.m.Inhabited()
+	} else if all {
+		l.whole = now
+		for inode := range l.spaces {
+			want = append(want, inode)
 		}
 	}
 	pending := l.pending

@@ -35,7 +35,9 @@ The kernel says why. NETFILTER_DROP is a rule of nftables, iptables or firewalld
 
 It is a warning where it hits a process of this host: a SYN that a local client sent, a connection's segments on their way out, or 3 and more of a connection's on their way in, no further apart than 20 s on average. It is information where segments come from elsewhere and belong to no connection, which is what firewalls are for; all of those with one reason make one verdict. It is information as well for damaged segments, for want of memory, and for what comes after a connection was closed: stateful firewalls drop that as invalid, and nobody misses it.
 
-Not reported: what TCP itself discards (old and duplicate data), segments refused for old timestamps (paws-rejected), congestion of a queueing discipline, packets that are forwarded, and segments that a rule answers (reject).`,
+Not reported: what TCP itself discards (old and duplicate data), segments refused for old timestamps (paws-rejected), congestion of a queueing discipline, packets that are forwarded, and segments that a rule answers (reject).
+
+` + docCrewMeaning,
 	Counts: "segments",
 	Evidence: []DocKey{
 		{"reason", "", "the kernel's enum skb_drop_reason, such as NETFILTER_DROP; null where the kernel gives none"},
@@ -47,6 +49,7 @@ Not reported: what TCP itself discards (old and duplicate data), segments refuse
 		{"destination", "", "where they were going; null where that is many"},
 		{"top_sources", "", "of what came from elsewhere: addresses and networks that stand out, with how many are surely theirs"},
 		{"top_ports", "", "of what came from elsewhere: the local ports that it was for most often"},
+		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
 		"netfilter: `nft list ruleset` (or iptables-save) in that network namespace shows the rules, their counters which one it is; `nft monitor trace` follows a packet",
@@ -172,7 +175,7 @@ func (d dropped) what() string {
 type drops struct {
 	d              dropped
 	to             netip.AddrPort
-	owner          timeline.Owner
+	who            crew
 	noise          bool // from elsewhere, of no connection
 	late           bool // nothing but after the close
 	server         bool // to is where the process listens, else its destination
@@ -237,12 +240,14 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	late = late && !d.out
 	owner := c.Owner()
 	to, _ := place(c)
-	k := Key{Netns: c.Netns(), PID: owner.PID, Addr: to, What: d.what()}
+	k := x.crewKey(c.Netns(), owner)
+	k.Addr, k.What = to, d.what()
 	if late {
 		k.What += " late" // apart from the others: it hurts nobody
 	}
 	f := r.finding(k, d)
-	f.to, f.owner, f.late = to, owner, late
+	f.to, f.late = to, late
+	f.who.add(owner)
 	f.server = c.Role() == timeline.RoleServer
 	f.add(1, syn, synack)
 	f.hurts = f.hurts || d.out || e.Count >= dropHurts && e.Until()-e.At <= int64(e.Count)*int64(dropApart)
@@ -274,8 +279,9 @@ func (r *localDrop) Incident(x *Engine, in *timeline.Incident) {
 		}
 		f := r.finding(k, d)
 		f.to, f.hurts, f.server = k.Addr, true, true
-		if f.owner = in.Owner; !f.owner.Known() && in.Listener != nil {
-			f.owner = in.Listener.Owner()
+		f.who.add(in.Owner)
+		if in.Listener != nil && !in.Owner.Known() {
+			f.who.add(in.Listener.Owner())
 		}
 		f.add(n, isSYN, in.TCPFlags&(syn|ack) == syn|ack)
 		f.from.add(in.Remote.Addr())
@@ -317,10 +323,11 @@ func (r *localDrop) claim(x *Engine, c *timeline.Conn) {
 // clients reports a SYN that a client of this host sent, and that this host
 // dropped as it came in.
 func (r *localDrop) clients(x *Engine, c *timeline.Conn, h heldDrop) {
-	owner := c.Owner()
-	k := Key{Netns: c.Netns(), PID: owner.PID, Addr: c.Remote(), What: h.d.what() + " SYN"}
+	k := x.crewKey(c.Netns(), c.Owner())
+	k.Addr, k.What = c.Remote(), h.d.what()+" SYN"
 	f := r.finding(k, h.d)
-	f.to, f.owner, f.hurts, f.claimed = c.Remote(), owner, true, true
+	f.to, f.hurts, f.claimed = c.Remote(), true, true
+	f.who.add(c.Owner())
 	f.syns += h.n
 	x.Report(r, k, f, h.at, h.n, c)
 }
@@ -392,17 +399,17 @@ func (f *drops) Describe(x *Engine, v *Verdict) {
 	default:
 		to = Fact{Key: to.Key, Value: destination(f.to)}
 		v.Subject = Subject{"peer", destination(f.to)}
-		v.Process = process(f.owner)
+		v.Process = process(f.who.last)
 		whose := ""
 		switch {
 		case f.server && f.d.out:
-			whose = fmt.Sprintf("of %s at %s", f.owner.Name(), destination(f.to))
+			whose = fmt.Sprintf("of %s at %s", f.who.name(), destination(f.to))
 		case f.server:
-			whose = fmt.Sprintf("for %s at %s", f.owner.Name(), destination(f.to))
+			whose = fmt.Sprintf("for %s at %s", f.who.name(), destination(f.to))
 		case f.d.out || f.claimed:
-			whose = fmt.Sprintf("of %s to %s", f.owner.Name(), destination(f.to))
+			whose = fmt.Sprintf("of %s to %s", f.who.name(), destination(f.to))
 		default:
-			whose = fmt.Sprintf("for %s from %s", f.owner.Name(), destination(f.to))
+			whose = fmt.Sprintf("for %s from %s", f.who.name(), destination(f.to))
 		}
 		if f.server {
 			v.Subject.Kind = "listener"
@@ -441,7 +448,7 @@ func (f *drops) Describe(x *Engine, v *Verdict) {
 		}
 		sources, ports = f.from.fact("top_sources", f.syns+f.segments), Fact{Key: "top_ports", Value: list}
 	}
-	v.Evidence = append(v.Evidence, sources, ports)
+	v.Evidence = append(append(v.Evidence, sources, ports), f.who.facts()...)
 	v.Fix = f.fix(cause)
 }
 

@@ -134,7 +134,7 @@ func (r *bindConflict) Incident(x *Engine, in *timeline.Incident) {
 	}
 	f.looked = in.At
 	if !f.look(x.tracker, false) {
-		x.sockets.add(in.Netns, x.now)
+		x.sockets.soon(in.Netns, x.now)
 	}
 }
 
@@ -230,7 +230,7 @@ func (r *bindConflict) Tick(x *Engine, now int64, t *timeline.Tracker) {
 			continue
 		}
 		if !f.known && !f.listed {
-			x.sockets.add(f.key.Netns, now)
+			x.sockets.soon(f.key.Netns, now)
 		}
 		if waited := now - f.first; waited >= bindPatience || (f.known || f.listed) && waited >= bindPause {
 			r.tell(x, f)

@@ -280,9 +280,14 @@ type wishes struct {
 	list []uint32
 }
 
-func (w *wishes) add(netns uint32, now int64) {
-	const pause, most = int64(10 * time.Second), 4096
-	if at, ok := w.at[netns]; ok && now-at < pause {
+func (w *wishes) add(netns uint32, now int64) { w.ask(netns, now, 10*time.Second) }
+
+// soon is for what will not be there any more after the usual pause.
+func (w *wishes) soon(netns uint32, now int64) { w.ask(netns, now, 2*time.Second) }
+
+func (w *wishes) ask(netns uint32, now int64, pause time.Duration) {
+	const most = 4096
+	if at, ok := w.at[netns]; ok && now-at < int64(pause) {
 		return
 	}
 	if len(w.at) >= most {

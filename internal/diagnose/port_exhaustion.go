@@ -71,6 +71,7 @@ type exhaustion struct {
 	from   netip.Addr     // what bind() wanted
 	listen bool           // listen() without bind() failed
 	owner  timeline.Owner
+	begun  int64 // first failure after a pause
 	last   int64 // newest failure
 
 	// How the ports were used at use.At; 0: not known.
@@ -112,13 +113,14 @@ func (r *portExhaustion) get(k Key) *exhaustion {
 }
 
 func (r *portExhaustion) report(x *Engine, f *exhaustion, at int64, n uint64, conns ...*timeline.Conn) {
+	if f.begun == 0 || at-f.last > stale {
+		f.begun = at
+	}
 	f.last = max(f.last, at)
 	if x.tracker != nil {
 		f.count(x.tracker)
 	}
-	if f.use.At < f.last {
-		x.sockets.add(f.key.Netns, x.now)
-	}
+	f.ask(x, x.now)
 	x.Report(r, f.key, f, at, n, conns...)
 }
 
@@ -129,22 +131,35 @@ func (r *portExhaustion) Tick(x *Engine, now int64, t *timeline.Tracker) {
 		if f.use.At >= f.last || now-f.last > stale {
 			continue
 		}
-		if !f.count(t) {
-			x.sockets.add(f.key.Netns, now)
-		} else if f.use.At >= f.last {
+		f.count(t)
+		if f.use.At >= f.last {
 			x.Report(r, f.key, f, f.last, 0)
+		} else {
+			f.ask(x, now)
 		}
 	}
 }
 
+// ask asks for the sockets to be counted: soon for the first failure after a
+// pause, now and then while it goes on.
+func (f *exhaustion) ask(x *Engine, now int64) {
+	switch {
+	case f.use.At >= f.last:
+	case f.use.At < f.begun:
+		x.sockets.soon(f.key.Netns, now)
+	default:
+		x.sockets.add(f.key.Netns, now)
+	}
+}
+
 // count takes over how the newest snapshot shows the ports, unless that was
-// long before the newest failure. It reports whether there is one.
-func (f *exhaustion) count(t *timeline.Tracker) bool {
+// long before the newest failure.
+func (f *exhaustion) count(t *timeline.Tracker) {
 	var use timeline.PortUse
 	if f.to.IsValid() {
 		u, ok := t.PortUse(f.key.Netns, f.to)
 		if !ok {
-			return false
+			return
 		}
 		use = u
 	} else {
@@ -155,11 +170,9 @@ func (f *exhaustion) count(t *timeline.Tracker) bool {
 			}
 		}
 	}
-	if use.At == 0 || f.last-use.At > stale {
-		return false
+	if use.At != 0 && f.last-use.At <= stale {
+		f.use = use
 	}
-	f.use = use
-	return true
 }
 
 // portRange is what connect() picks from, as far as the namespace's settings

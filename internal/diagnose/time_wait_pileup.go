@@ -161,6 +161,7 @@ func (c *closers) addresses() int {
 // perMinute counts what happened in the last 50 to 60 s.
 type perMinute struct {
 	first int64
+	last  int64
 	slot  int64 // the newest
 	n     [6]uint32
 }
@@ -185,6 +186,7 @@ func (w *perMinute) add(at int64) {
 	if w.first == 0 || at < w.first {
 		w.first = at
 	}
+	w.last = max(w.last, at)
 	slot := at / slotLength
 	w.move(slot)
 	if w.slot-slot < int64(len(w.n)) {
@@ -192,16 +194,22 @@ func (w *perMinute) add(at int64) {
 	}
 }
 
-// rate is how many there were a second, up to now.
-func (w *perMinute) rate(now int64) float64 {
-	if w.first == 0 || now < w.first {
-		return 0
-	}
+// sum is how many there were up to now.
+func (w *perMinute) sum(now int64) uint64 {
 	w.move(now / slotLength)
 	sum := uint64(0)
 	for _, n := range w.n {
 		sum += uint64(n)
 	}
+	return sum
+}
+
+// rate is how many there were a second, up to now.
+func (w *perMinute) rate(now int64) float64 {
+	if w.first == 0 || now < w.first {
+		return 0
+	}
+	sum := w.sum(now)
 	begin := max(w.first, (w.slot-int64(len(w.n))+1)*slotLength)
 	return float64(sum) / max(1, time.Duration(now-begin).Seconds())
 }
@@ -282,10 +290,33 @@ func (r *timeWaitPileup) Tick(x *Engine, now int64, t *timeline.Tracker) {
 	if len(r.judged) > most {
 		clear(r.judged)
 	}
+	r.ask(x, t)
 	for netns := range t.Namespaces() {
 		if at := t.SnapshotAt(netns); at != 0 && at != r.judged[netns] {
 			r.judged[netns] = at
 			r.judge(x, t, netns, at)
+		}
+	}
+}
+
+// ask has the sockets of a namespace listed where so many connections were
+// closed in the last minute that they may be a pile-up.
+func (r *timeWaitPileup) ask(x *Engine, t *timeline.Tracker) {
+	for g := r.flows.oldest; g != nil; g = g.newer {
+		w := &g.v.window
+		if w.last <= t.SnapshotAt(g.key.netns) {
+			continue
+		}
+		limit := 0.9 * float64(x.buckets(g.key.netns))
+		if g.key.remote.IsValid() {
+			ports := x.portRange(g.key.netns)
+			if !ports.known {
+				continue
+			}
+			limit = x.o.TimeWait * float64(ports.size())
+		}
+		if limit > 0 && float64(w.sum(x.now)) > limit {
+			x.sockets.add(g.key.netns, x.now)
 		}
 	}
 }

@@ -120,8 +120,10 @@ func (d dropped) cause() string {
 		return dropByFirewall
 	case "IP_RPFILTER", "IP_INNOROUTES", "IP_OUTNOROUTES", "IP_INVALID_SOURCE", "IP_LOCAL_SOURCE", "IP_LOCALNET", "IP_INVALID_DEST":
 		return dropByRouting
-	case "IP_CSUM", "IP_INHDR", "TCP_CSUM", "TCP_FLAGS":
+	case "IP_CSUM", "IP_INHDR", "TCP_CSUM":
 		return dropByDamaged
+	case "TCP_FLAGS": // TCP's own doing: an ACK that met a listener, and was answered with RST
+		return ""
 	case "SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM":
 		return dropByMemory
 	}

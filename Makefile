@@ -67,6 +67,17 @@ bench: ## what tracing costs, as ratios measured in one run
 	CGO_ENABLED=0 $(GO) build -o bin/bench ./scripts/bench
 	$(AS_ROOT) bin/bench
 
+# A build, then a program that runs the demos as root.
+.PHONY: cases
+cases: build ## run the demos of docs/cases and take over what they say; PAGES="a k" for some
+	CGO_ENABLED=0 $(GO) build -o bin/cases ./scripts/cases
+	$(AS_ROOT) bin/cases $(PAGES)
+
+.PHONY: check-cases
+check-cases: build ## do the demos still say what docs/cases shows?
+	CGO_ENABLED=0 $(GO) build -o bin/cases ./scripts/cases
+	$(AS_ROOT) bin/cases --check $(PAGES)
+
 .PHONY: check-vagrant
 check-vagrant: ## is the Vagrantfile valid?
 	@if command -v vagrant >/dev/null; then \

@@ -61,13 +61,13 @@ Without the privileges to trace, the command is not run: 4.`,
 	flags := cmd.Flags()
 	// What follows the command's name is the command's.
 	flags.SetInterspersed(false)
-	flags.StringSliceVar(&r.failOn, "fail-on", nil, "exit with 3 if one of these `CODES` occurred; any, error or warning for all of those")
+	flags.StringSliceVar(&r.failOn, "fail-on", nil, "exit with 3 if one of these `CODES` occurred; or any, error, warning")
 	flags.StringVar(&r.report, "report", "", "also write all verdicts and connections to `FILE`")
 	flags.VarP(newChoice(&r.format, "text", "text", "json"), "output", "o", "`FORMAT` of the report: text or json")
 	flags.BoolVar(&r.all, "all", false, "the report also shows connections that went well")
 	flags.BoolVarP(&r.quiet, "quiet", "q", false, "no summary where there is nothing to tell")
 	flags.Var(newChoice(&r.follow, launch.FollowAuto, launch.FollowAuto, launch.FollowCgroup, launch.FollowForks), "follow",
-		"`HOW` to know what the command starts: auto (both), cgroup or forks")
+		"`HOW` to know its descendants: auto, cgroup or forks")
 	complete(cmd, "fail-on", append([]string{failAny, string(diagnose.Error), string(diagnose.Warning)}, codes()...)...)
 	complete(cmd, "output", "text", "json")
 	complete(cmd, "follow", launch.FollowAuto, launch.FollowCgroup, launch.FollowForks)

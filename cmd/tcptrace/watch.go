@@ -109,8 +109,8 @@ func (w *watching) thresholds() []threshold {
 		{"interval", &r.Interval, time.Second, "repeat a growing verdict at most once in this `TIME`"},
 		{"immediate", &r.Immediate, 50 * time.Millisecond, "a close within this `TIME` of accept() is immediate"},
 		{"close-wait", &r.CloseWait, time.Minute, "CLOSE_WAIT for longer than this `TIME` is a leak"},
-		{"fin-wait", &r.FinWait, time.Minute, "FIN_WAIT1 or FIN_WAIT2 for longer than this `TIME` is stuck"},
-		{"idle", &r.Idle, 2 * time.Hour, "silent for longer than this `TIME` without keepalive is suspect"},
+		{"fin-wait", &r.FinWait, time.Minute, "FIN_WAIT for longer than this `TIME` is stuck"},
+		{"idle", &r.Idle, 2 * time.Hour, "silence for this `TIME` without keepalive is suspect"},
 		{"slow-accept", &r.SlowAccept, 200 * time.Millisecond, "in the accept queue for longer than this `TIME` is slow"},
 		{"zero-window", &r.ZeroWindow, 5 * time.Second, "a receive window shut for longer than this `TIME` is a stall"},
 		{"backoff", &r.Backoff, 15 * time.Second, "tell of data unacknowledged for longer than this `TIME`"},
@@ -121,7 +121,7 @@ func (w *watching) ruleFlags(cmd *cobra.Command) {
 	for _, t := range w.thresholds() {
 		cmd.Flags().DurationVar(t.value, t.name, t.def, t.help)
 	}
-	cmd.Flags().Float64Var(&w.rules.TimeWait, "time-wait-share", 0.5, "TIME_WAIT in more than this `SHARE` of the ports is a pile-up")
+	cmd.Flags().Float64Var(&w.rules.TimeWait, "time-wait-share", 0.5, "TIME_WAIT in more than a share `N` of the ports is a pile-up")
 }
 
 func (w *watching) checkRules() error {

@@ -42,7 +42,7 @@ func (j *JSON) Command(c *Command) error {
 
 // Command writes how the command ended; the summary follows.
 func (t *Text) Command(c *Command) error {
-	t.head(c.Time, "command", bold, fmt.Sprintf("%s: %s after %s", commandLine(c.Args), Safe(c.Ended), roughly(c.Duration)))
+	t.head(c.Time, "command", bold, fmt.Sprintf("%s after %s: %s", Safe(c.Ended), roughly(c.Duration), commandLine(c.Args)))
 	t.running(2, c)
 	t.followed(c)
 	t.print("\n")

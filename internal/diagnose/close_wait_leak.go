@@ -152,8 +152,9 @@ func (r *closeWaitLeak) judge(x *Engine, now int64, t *timeline.Tracker, c *time
 	if since == 0 && !exact {
 		return 0, false, false, false
 	}
+	alive := false
 	if p := c.Progress(); p != 0 && p > since { // half closed, but alive
-		since, exact = p, false
+		since, exact, alive = p, false, true
 	}
 	idle := now - since
 	if idle < int64(x.o.CloseWait) {
@@ -168,6 +169,11 @@ func (r *closeWaitLeak) judge(x *Engine, now int64, t *timeline.Tracker, c *time
 	// A snapshot tells; without one, after a while, it is likely not so.
 	looked := t.SnapshotAt(c.Netns())
 	sure = looked > since
+	if alive && looked-since < int64(x.o.CloseWait) && !tagged(r, c) {
+		// Nobody has looked since whether it still is.
+		x.sockets.add(c.Netns(), now)
+		return 0, false, false, false
+	}
 	if sure && c.Last() < looked && !tagged(r, c) {
 		return 0, false, false, false // it was not there any more
 	}

@@ -48,7 +48,7 @@ async def serve(reader, writer):
                 await reader.readexactly(length[0])
             if path == "/slow":
                 await asyncio.sleep(1)
-            body = 1_000_000 * b"x" if path == "/big" else str(os.getpid()).encode()
+            body = 1_000_000 * b"x" if path == "/big" else b"%010d" % os.getpid()
             last = draining.is_set() or "connection: close" in lines or "http/1.0" in lines[0]
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: %s\r\n\r\n" %
                          (len(body), b"close" if last else b"keep-alive") + body)

@@ -15,7 +15,7 @@ var docRetransmissionTimeout = Doc{
 	Code:     codeRetransmissionTimeout,
 	Severity: Error,
 	Summary:  "data went unacknowledged until the kernel gave up, or for long",
-	Meaning: `The kernel sends unacknowledged data again after about 0.2 s, then after twice as long each time, up to 120 s. It gives up after net.ipv4.tcp_retries2 rounds (15: between 13 and 30 minutes), or when the socket's own TCP_USER_TIMEOUT has passed, and the application gets ETIMEDOUT, or what the last ICMP message said (EHOSTUNREACH, ENETUNREACH). Which of the two limits it was, the kernel does not say; only where it gave up long before tcp_retries2 allows, it must have been the other. What had not been acknowledged may or may not have reached the peer.
+	Meaning: `The kernel sends unacknowledged data again after about 0.2 s, then after twice as long each time, up to 120 s. It gives up after net.ipv4.tcp_retries2 rounds (15: between 13 and 30 minutes), or when the socket's own TCP_USER_TIMEOUT has passed, and the application gets ETIMEDOUT, or what the last ICMP message said (EHOSTUNREACH, ENETUNREACH). Which of the two limits it was, the kernel does not say; only where it gave up long before tcp_retries2 allows, it must have been the other, unless that setting was lowered meanwhile. What had not been acknowledged may or may not have reached the peer.
 
 While the kernel still tries, it is a warning, once data has been unacknowledged for longer than --backoff (15 s: that is after six or seven attempts; losses that matter to nobody are over after one or two). It is an error when the kernel gives up.
 
@@ -27,7 +27,7 @@ The peer, or the way to it, was gone without a word. Not this: SYNs that are nev
 		{"waited_ms", "ms", "from the first retransmission to the end, or to the newest one, the longest"},
 		{"gave_up", "count", "connections that the kernel has given up; the rest lived when last seen"},
 		{"errno", "", "ETIMEDOUT, or what an ICMP message said; null while the kernel tries"},
-		{"limit", "", "TCP_USER_TIMEOUT where it must have been that; else null"},
+		{"limit", "", "null: the kernel does not say; the note tells which it can have been"},
 		{"orphan", "", "the process had closed already: nobody was told"},
 	},
 	Fix: []string{
@@ -74,7 +74,7 @@ type silentPeers struct {
 	waitKnown   bool
 	gaveUp      int64
 	errno       uint16
-	user        bool // it must have been TCP_USER_TIMEOUT
+	user        bool // tcp_retries2, as last known, allows far more
 	retries2    int
 	orphan      bool
 }
@@ -225,7 +225,8 @@ func (f *silentPeers) Describe(x *Engine, v *Verdict) {
 		}
 		limit.Note = "tcp_retries2 or the socket's TCP_USER_TIMEOUT: the kernel does not say"
 		if f.user {
-			limit = Fact{Key: "limit", Value: "TCP_USER_TIMEOUT", Note: fmt.Sprintf("tcp_retries2 is %d: at least %s", f.retries2, timeline.Duration(leastPatience(f.retries2)))}
+			limit.Note = fmt.Sprintf("the socket's TCP_USER_TIMEOUT, unless tcp_retries2 was lowered since tracing began: %d then, which is at least %s",
+				f.retries2, timeline.Duration(leastPatience(f.retries2)))
 		}
 	} else {
 		v.Story = fmt.Sprintf("%s%s went unacknowledged, %s: the peer or the way to it is gone, or was for so long",

@@ -54,7 +54,7 @@ var portCases = []Case{
 		ID:    "G-healthy",
 		Title: "requests that leave the ports alone",
 		Story: "With the same 40 ports: a client that keeps its connection open for all its requests, one whose " +
-			"server closes first, and a few connections that end in TIME_WAIT here.",
+			"server closes first, a few connections that end in TIME_WAIT here, and calls that fail for other reasons.",
 		Prepare: prepareRange(narrowPorts, "0"),
 		Run:     run(portsSuffice),
 	},
@@ -115,9 +115,8 @@ func (e *Env) short(ctx context.Context, p *Process, args shortArgs) ([]shortLiv
 	return made, p.call(ctx, "short", args, &made)
 }
 
-// noPort makes connections that must fail in the given call for want of a
-// port.
-func (e *Env) noPort(ctx context.Context, p *Process, args shortArgs, call string, errno unix.Errno) error {
+// mustFail makes connections that must fail in the given call.
+func (e *Env) mustFail(ctx context.Context, p *Process, args shortArgs, call string, errno unix.Errno) error {
 	made, err := e.short(ctx, p, args)
 	if err != nil {
 		return err
@@ -126,7 +125,7 @@ func (e *Env) noPort(ctx context.Context, p *Process, args shortArgs, call strin
 		if s.Failed != "" && s.Failed != call {
 			return fmt.Errorf("%s() failed instead of %s(): %w", s.Failed, call, s.Errno)
 		}
-		if err := mustErrno(call+"() without a free port", s.Errno, errno); err != nil {
+		if err := mustErrno(call+"()", s.Errno, errno); err != nil {
 			return err
 		}
 	}
@@ -193,7 +192,7 @@ func portsRunOut(ctx context.Context, env *Env, t *Truth) error {
 		return err
 	}
 	env.Logf("%s[%d]: %d short connections to %s, all in TIME_WAIT now", client.Comm, client.PID, narrow, srv.Addr)
-	if err := env.noPort(ctx, client, shortArgs{To: srv.Addr, N: failures}, "connect", unix.EADDRNOTAVAIL); err != nil {
+	if err := env.mustFail(ctx, client, shortArgs{To: srv.Addr, N: failures}, "connect", unix.EADDRNOTAVAIL); err != nil {
 		return err
 	}
 	t.Expect = []Expectation{
@@ -268,7 +267,7 @@ func bindFindsNoPort(ctx context.Context, env *Env, t *Truth) error {
 	if err := env.talk(ctx, client, exchangeArgs{FDs: descriptors(conns), Write: "hello", Read: 5}); err != nil {
 		return err
 	}
-	if err := env.noPort(ctx, client, shortArgs{To: srv.Addr, From: from, N: failures}, "bind", unix.EADDRINUSE); err != nil {
+	if err := env.mustFail(ctx, client, shortArgs{To: srv.Addr, From: from, N: failures}, "bind", unix.EADDRINUSE); err != nil {
 		return err
 	}
 	t.Expect = []Expectation{{
@@ -324,6 +323,21 @@ func portsSuffice(ctx context.Context, env *Env, t *Truth) error {
 	}
 	if err := env.untilTimeWait(ctx, srv, few, few); err != nil {
 		return err
+	}
+	// Calls that fail as early while ports are free: no route, no such address
+	// here.
+	nowhere := netip.MustParseAddrPort("198.18.0.9:80")
+	for _, f := range []struct {
+		args  shortArgs
+		call  string
+		errno unix.Errno
+	}{
+		{shortArgs{To: nowhere, N: 1}, "connect", unix.ENETUNREACH},
+		{shortArgs{To: srv.Addr, From: nowhere.Addr(), N: 1}, "bind", unix.EADDRNOTAVAIL},
+	} {
+		if err := env.mustFail(ctx, client, f.args, f.call, f.errno); err != nil {
+			return err
+		}
 	}
 	// A server that closes first keeps the TIME_WAITs on its own port, where
 	// they take none of this range.

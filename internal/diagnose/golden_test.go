@@ -23,7 +23,7 @@ var reasons = map[uint32]string{1: "NO_SOCKET", 8: "TCP_ABORT_ON_DATA", 10: "INV
 	13: "TCP_ABORT_ON_MEMORY", 14: "TCP_STATE", 15: "TCP_KEEPALIVE_TIMEOUT"}
 
 var dropReasons = map[uint32]string{2: "NOT_SPECIFIED", 5: "TCP_CSUM", 8: "NETFILTER_DROP", 12: "IP_RPFILTER",
-	27: "SOCKET_BACKLOG", 36: "TCP_RFC7323_PAWS", 37: "TCP_RFC7323_TW_PAWS", 38: "TCP_RFC7323_PAWS_ACK"}
+	27: "SOCKET_BACKLOG", 31: "TCP_FLAGS", 36: "TCP_RFC7323_PAWS", 37: "TCP_RFC7323_TW_PAWS", 38: "TCP_RFC7323_PAWS_ACK"}
 
 func fullCapabilities() event.Capabilities {
 	return event.Capabilities{Identity: event.IdentityCookie, HasAccept: true, HasSYNDrops: true, HasACKDrops: true,

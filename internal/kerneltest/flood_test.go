@@ -27,6 +27,9 @@ const (
 	// tracing than without: the flood itself is built by the same process, so
 	// the time without is that of the sender, the kernel and nobody else.
 	floodWork = 3.0
+	// floodWorkVM is the same in the emulator, where a flood is hardly faster
+	// than what is told singly: there each SYN costs an event.
+	floodWorkVM = 8.0
 	// floodHeap is by how much the heap may grow while a flood goes on, once it
 	// has begun: nothing is kept for each SYN.
 	floodHeap = 4 << 20
@@ -116,7 +119,11 @@ func flood(t *testing.T, kind lab.FloodKind, code, key string) {
 
 	t.Logf("%d SYNs: %.1f us of work each without tracing, %.1f us with; %d events; heap %d to %d kB, maps %d to %d kB, RSS %d MB",
 		sent, 1e6*without, 1e6*with, w.Summary.Events, was.heap>>10, is.heap>>10, was.maps>>10, is.maps>>10, is.rss>>20)
-	assert.Less(t, with, floodWork*without, "work of a SYN, seconds")
+	limit := floodWork
+	if watchtest.InVM() {
+		limit = floodWorkVM
+	}
+	assert.Less(t, with, limit*without, "work of a SYN, seconds")
 	assert.Less(t, is.heap, was.heap+floodHeap, "heap")
 	assert.Less(t, is.maps, was.maps+floodMaps, "BPF maps")
 	assert.Zero(t, w.Summary.Evicted, "connections let go")

@@ -141,7 +141,7 @@ func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, probe, own bool
 	gap := time.Duration(at - s.to)
 	// The time between probes doubles while a window stays shut, and begins
 	// anew when it has been open. (A timer may be a little early or late.)
-	again := probe && s.gap > 0 && gap < s.gap*3/5
+	again := probe && gap > 0 && s.gap > 0 && gap < s.gap*3/5
 	switch {
 	case !s.known, s.receiver != own, moved != s.moved, again:
 		if s.told && s.known {

@@ -81,11 +81,14 @@ func (t *Text) running(indent int, c *Command) {
 	for _, pid := range c.Running[:min(most, len(c.Running))] {
 		pids = append(pids, strconv.FormatUint(uint64(pid), 10))
 	}
-	text := strings.Join(pids, ", ")
+	noun, text := "process ", strings.Join(pids, ", ")
+	if len(c.Running) > 1 {
+		noun = "processes "
+	}
 	if n := len(c.Running) - most; n > 0 {
 		text += fmt.Sprintf(" and %d more", n)
 	}
-	t.para(strings.Repeat(" ", indent)+"still running  ", dim, "process "+text+": left alone, and followed no more", plain)
+	t.para(strings.Repeat(" ", indent)+"still running  ", dim, noun+text+": left alone, and followed no more", plain)
 }
 
 // Brief keeps what is said of a command until it has ended, and then writes it
@@ -256,6 +259,7 @@ func (b *Brief) early(s *Summary) {
 		}
 	}
 	if len(items) > 0 {
+		b.t.print("\n")
 		b.t.para("  earlier  ", yellow, strings.Join(items, ", "), plain)
 	}
 }

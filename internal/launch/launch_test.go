@@ -1,0 +1,73 @@
+package launch
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// What needs root is tested in internal/kerneltest, on every kernel.
+
+func TestStatus(t *testing.T) {
+	for _, c := range []struct {
+		s    Status
+		exit int
+		text string
+	}{
+		{Status{}, 0, "exit status 0"},
+		{Status{Code: 255}, 255, "exit status 255"},
+		{Status{Signal: syscall.SIGINT}, 130, "killed by SIGINT"},
+		{Status{Signal: syscall.SIGTERM}, 143, "killed by SIGTERM"},
+		{Status{Signal: 40}, 168, "killed by signal 40"},
+	} {
+		assert.Equal(t, c.exit, c.s.Exit())
+		assert.Equal(t, c.text, c.s.String())
+	}
+}
+
+func TestFind(t *testing.T) {
+	dir := t.TempDir()
+	tool := filepath.Join(dir, "tool")
+	require.NoError(t, os.WriteFile(tool, []byte("#!/bin/sh\n"), 0o755))
+	plain := filepath.Join(dir, "plain")
+	require.NoError(t, os.WriteFile(plain, nil, 0o644))
+
+	t.Setenv("PATH", dir)
+	path, err := Find("tool")
+	require.NoError(t, err)
+	assert.Equal(t, tool, path)
+	// Whoever has "." in PATH means it.
+	t.Chdir(dir)
+	t.Setenv("PATH", ".")
+	_, err = Find("tool")
+	require.NoError(t, err)
+
+	for name, want := range map[string]Error{
+		"nowhere":                   {127, nil},
+		filepath.Join(dir, "no"):    {127, nil},
+		filepath.Join(plain, "sub"): {126, nil},
+		plain:                       {126, nil},
+		dir:                         {126, nil},
+	} {
+		_, err := Find(name)
+		var not *Error
+		require.ErrorAs(t, err, &not, name)
+		assert.Equal(t, want.Status, not.Status, name)
+		assert.ErrorContains(t, err, "running "+name+": ")
+	}
+}
+
+func TestUnified(t *testing.T) {
+	path, err := unified("self")
+	if err != nil {
+		require.ErrorIs(t, err, os.ErrNotExist, "there is no cgroup of version 2 here")
+		return
+	}
+	assert.Equal(t, "/", path[:1])
+	_, err = unified("0")
+	require.Error(t, err)
+}

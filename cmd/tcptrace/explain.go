@@ -65,6 +65,28 @@ type doc struct {
 	Fix      []string `json:"fix"`
 	Counters []string `json:"counters"`
 	Source   []string `json:"source"`
+	Cases    []string `json:"cases"`
+}
+
+// letters tells on which pages of docs/cases a verdict is met, the first one
+// being its own. `tcptrace demo LETTER` brings that case about.
+var letters = map[string]string{
+	"accept-queue-overflow": "CD", "backlog-clamped": "D", "syn-queue-overflow": "E", "syn-scan": "E",
+	"final-ack-lost": "F", "handshake-timeout": "F", "connect-refused": "K", "connect-timeout": "KD",
+	"port-closed": "K", "local-drop": "K", "port-exhaustion": "G", "bind-conflict": "H",
+	"immediate-close": "A", "reconnect-loop": "A", "close-wait-leak": "B", "half-open": "IAD",
+	"keepalive-timeout": "I", "retransmission-timeout": "I", "fin-wait-stuck": "J", "time-wait-pileup": "G",
+	"paws-rejected": "L", "reset-sent": "M", "reset-received": "M", "zero-window": "N", "slow-accept": "N",
+	"aborted-on-memory": "M",
+}
+
+// casesOf lists the letters of a verdict's cases.
+func casesOf(code string) []string {
+	list := []string{}
+	for _, l := range letters[code] {
+		list = append(list, string(l))
+	}
+	return list
 }
 
 type docKey struct {
@@ -76,7 +98,7 @@ type docKey struct {
 func toDoc(d diagnose.Doc) doc {
 	out := doc{
 		Type: "explain", Code: d.Code, Severity: string(d.Severity), Summary: d.Summary, Meaning: d.Meaning, Counts: d.Counts,
-		Evidence: []docKey{}, Fix: append([]string{}, d.Fix...), Counters: append([]string{}, d.Counters...), Source: append([]string{}, d.Source...),
+		Cases: casesOf(d.Code), Evidence: []docKey{}, Fix: append([]string{}, d.Fix...), Counters: append([]string{}, d.Counters...), Source: append([]string{}, d.Source...),
 	}
 	for _, k := range d.Evidence {
 		out.Evidence = append(out.Evidence, docKey(k))
@@ -139,6 +161,12 @@ func (u *ui) explain(d diagnose.Doc) error {
 		}
 		for _, l := range part.lines {
 			hang(&b, "  - ", l, w)
+		}
+	}
+	if cases := casesOf(d.Code); len(cases) > 0 {
+		section("cases")
+		for _, l := range cases {
+			hang(&b, "  - ", fmt.Sprintf("docs/cases/%s.md; `tcptrace demo %s` brings it about", strings.ToLower(l), l), w)
 		}
 	}
 	_, err := fmt.Fprint(u.out, b.String())

@@ -18,11 +18,13 @@ var docBindConflict = Doc{
 	Summary:  "bind() or listen() failed with EADDRINUSE: the port is taken",
 	Meaning: `A program wanted a port that another socket holds, and the kernel refused. Who holds it is looked up among the listeners and connections that are known at that moment, and if none of them does, in a list of all sockets that is asked for then: the verdict waits for it, 3 s at most.
 
-What may hold a port:
-another service that listens on it, or an older instance of the same one;
-a client connection that got it as its ephemeral port, because the port lies in net.ipv4.ip_local_port_range: it holds it as long as it lives and in TIME_WAIT for 60 s after that, and the service's own SO_REUSEADDR does not help, since clients don't set that;
-connections in TIME_WAIT, or still open, of an earlier instance of the service, where that or this one did not set SO_REUSEADDR;
-a socket that is bound, but neither listens nor is connected: it is in no list that tcptrace can read, and the holder is then unknown.
+The port may be held by another service that listens on it, or an older instance of the same one.
+
+It may be held by a client connection that got it as its ephemeral port, because it lies in net.ipv4.ip_local_port_range: for as long as that lives, and in TIME_WAIT for 60 s after that if it was closed here first. The service's own SO_REUSEADDR does not help, since clients don't set that.
+
+It may be held by connections in TIME_WAIT, or still open, of an earlier instance of the service, where that one or this one did not set SO_REUSEADDR.
+
+And it may be held by a socket that is bound, but neither listens nor is connected: that is in no list that tcptrace can read, and the holder is then unknown.
 
 The further attempts of a service that is started again and again let one verdict grow. It is a warning where the same process then listened on another port, or a later attempt succeeded: it looked for a free port, or was a moment too early. It is information where the process itself holds the port, as a program does that binds to [::] and then to 0.0.0.0.`,
 	Counts: "calls that failed",
@@ -41,9 +43,9 @@ The further attempts of a service that is started again and again let one verdic
 		{"instead", "", "where the same process listened later; null if nowhere"},
 	},
 	Fix: []string{
-		"set net.ipv4.ip_local_reserved_ports=%d (add it to what is there): connect() does not hand this port out then",
-		"or choose a port for the service outside of net.ipv4.ip_local_port_range (%s)",
-		"the port is free again once that connection is closed, and 60 s of TIME_WAIT are over if it was closed here first",
+		"held by a client connection: add the port to net.ipv4.ip_local_reserved_ports, so that connect() does not hand it out, or choose one outside of net.ipv4.ip_local_port_range",
+		"held by connections of an earlier instance: set SO_REUSEADDR before bind()",
+		"held by another service: one of the two has to move, or if both are meant to share the port, SO_REUSEPORT on both",
 	},
 	Source: []string{"net/ipv4/inet_connection_sock.c: inet_csk_get_port(), inet_csk_bind_conflict()"},
 }
@@ -397,8 +399,11 @@ func (f *conflict) fix(ports portRange, ephemeral bool) []string {
 	case f.own:
 		return []string{"bind once: a socket bound to [::] takes IPv4 too unless IPV6_V6ONLY is set on it"}
 	case ephemeral:
-		all := docBindConflict.Fix
-		return []string{fmt.Sprintf(all[0], f.local.Port()), fmt.Sprintf(all[1], ports), all[2]}
+		return []string{
+			fmt.Sprintf("set net.ipv4.ip_local_reserved_ports=%d (add it to what is there): connect() does not hand this port out then", f.local.Port()),
+			fmt.Sprintf("or choose a port for the service outside of net.ipv4.ip_local_port_range (%s)", ports),
+			"the port is free again once that connection is closed, and 60 s of TIME_WAIT are over if it was closed here first",
+		}
 	case h.State == event.StateListen && h.Owner.Known() && h.Owner.Comm == f.owner.Comm:
 		return []string{
 			fmt.Sprintf("an instance runs already: %s; stop it, or wait until it has ended, before the next one is started", h.Owner.Name()),

@@ -148,11 +148,11 @@ func (k traffic) judge(t *testing.T, w *watchtest.Watcher, netns uint32) {
 		told[line] = true
 		final := slices.Contains(w.Summary.Final, v)
 		why, ok := k.remarks[v.Code]
-		if v.Code == "slow-accept" {
+		if v.Code == codeBusy {
 			why, ok = "there is more to do here than the processors can", true
 		}
 		switch {
-		case ok && (v.Severity == diagnose.Info || v.Severity == diagnose.Warning && (v.Code == "slow-accept" || slices.Contains(k.warnings, v.Code))):
+		case ok && (v.Severity == diagnose.Info || v.Severity == diagnose.Warning && (v.Code == codeBusy || slices.Contains(k.warnings, v.Code))):
 			if final {
 				t.Logf("x%d %s\n    as it should be: %s", v.Count, line, why)
 			}
@@ -195,7 +195,10 @@ func (k traffic) judge(t *testing.T, w *watchtest.Watcher, netns uint32) {
 	}
 }
 
-func (k traffic) isRemark(code string) bool { _, ok := k.remarks[code]; return ok }
+func (k traffic) isRemark(code string) bool {
+	_, ok := k.remarks[code]
+	return ok || code == codeBusy
+}
 
 // lasts reports whether there is time for another round of a healthy part.
 func (p *place) lasts() bool {

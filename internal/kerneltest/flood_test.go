@@ -168,7 +168,9 @@ func flood(t *testing.T, kind lab.FloodKind, code, key string) {
 	}
 	assert.Greater(t, told, 1, "the verdict grows")
 	assert.LessOrEqual(t, told, int(lasted/time.Second)+4, "it is told once a second at most")
-	w.CheckAudit(t, in)
+	if missed == 0 { // what the kernel skipped is missing there, too
+		w.CheckAudit(t, in)
+	}
 
 	for _, o := range others {
 		require.NoError(t, o.err, o.ID)

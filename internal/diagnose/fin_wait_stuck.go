@@ -71,12 +71,14 @@ type finWaitStuck struct {
 	found map[Key]*finWait
 	marks map[*timeline.Conn]finMark
 	spent groups[finOrphan, int64] // minisockets that were counted, and since when they were there
+	left  groups[uint32, int64]    // by namespace: when the oldest minisocket since the last look entered FIN_WAIT2
 }
 
 func newFinWaitStuck() *finWaitStuck {
 	return &finWaitStuck{
 		found: make(map[Key]*finWait),
 		spent: groups[finOrphan, int64]{max: finWaitSpent},
+		left:  groups[uint32, int64]{max: 4096},
 	}
 }
 
@@ -182,6 +184,31 @@ func (r *finWaitStuck) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	}
 	f.at = max(f.at, e.At)
 	x.Report(r, f.key, f, e.At, n, c)
+}
+
+// Ended hears of what goes on as a minisocket: only a look at the sockets tells
+// whether the peer closes.
+func (r *finWaitStuck) Ended(_ *Engine, c *timeline.Conn) {
+	if c.State() != event.StateFinWait2 || c.Evicted() {
+		return
+	}
+	if at := r.left.make(c.Netns()); *at == 0 {
+		*at = c.Last()
+	}
+}
+
+// look asks for a look at the sockets of a namespace, once for all minisockets
+// that came since the last one and are due.
+func (r *finWaitStuck) look(x *Engine, now int64, t *timeline.Tracker, ns uint32, limit time.Duration) {
+	at := r.left.m[ns]
+	if at == nil || at.v == 0 || now-at.v < int64(limit) {
+		return
+	}
+	if t.SnapshotAt(ns)-at.v >= int64(limit) {
+		at.v = 0
+		return
+	}
+	x.sockets.add(ns, now)
 }
 
 // remoteOf names the other end: a server's clients by their address alone.
@@ -394,11 +421,13 @@ func (r *finWaitStuck) orphans(x *Engine, now int64, t *timeline.Tracker, order 
 		if whole == 0 {
 			whole = time.Minute
 		}
+		limit := min(x.o.FinWait, whole*3/4)
+		r.look(x, now, t, ns, limit)
 		var due []timeline.Orphan
 		at := make(map[netip.AddrPort]int) // a server's end shares its address with others
 		for o := range t.Orphans(ns) {
 			at[o.Local]++
-			if age := time.Duration(o.SeenAt - o.Since); age >= min(x.o.FinWait, whole*3/4) {
+			if age := time.Duration(o.SeenAt - o.Since); age >= limit {
 				due = append(due, o)
 			}
 		}

@@ -111,7 +111,8 @@ func (r *bindConflict) Incident(x *Engine, in *timeline.Incident) {
 		return
 	}
 	// A service that is started again has another process ID each time.
-	key := Key{Netns: in.Netns, Addr: in.Local, What: in.Owner.Comm}
+	key := x.crewKey(in.Netns, in.Owner)
+	key.Addr = in.Local
 	p := r.found.make(key)
 	if *p == nil {
 		*p = &conflict{key: key, local: in.Local}

@@ -27,7 +27,7 @@ bind() to port 0 before connect() is stricter: such a port must be free towards 
 
 The usual reason is TIME_WAIT: a short connection for each request, closed by this end first, keeps its port for 60 s. With the default range (28,232 ports) that is enough from about 470 connections a second on, to one destination. The other reasons are as many connections that are open or leaked.
 
-What the ports are used for comes from a list of all sockets, made as soon as a failure was seen; "counted" says how long before or after. Ports that bind() holds, those in net.ipv4.ip_local_reserved_ports, and those outside a socket's own IP_LOCAL_PORT_RANGE are missing for connect() too, without being in that list.`,
+What the ports are used for comes from a list of all sockets, made as soon as a failure was seen (the first word waits for it, 3 s at most); "counted" says how long before or after. Ports that bind() holds, those in net.ipv4.ip_local_reserved_ports, and those outside a socket's own IP_LOCAL_PORT_RANGE are missing for connect() too, without being in that list.`,
 	Counts: "calls that failed",
 	Evidence: []DocKey{
 		{"destination", "", "where to; null where bind() failed"},
@@ -73,10 +73,17 @@ type exhaustion struct {
 	owner  timeline.Owner
 	begun  int64 // first failure after a pause
 	last   int64 // newest failure
+	told   bool  // later failures need not wait
+	held   uint64
+	conns  []*timeline.Conn // examples of those that are held back
 
 	// How the ports were used at use.At; 0: not known.
 	use timeline.PortUse
 }
+
+// exhaustionPatience is how long the first word waits for a snapshot that shows
+// how the ports are used.
+const exhaustionPatience = int64(3 * time.Second)
 
 // stale is how far from a failure sockets may have been counted to say
 // anything about it: much of what is in TIME_WAIT then still is.
@@ -121,21 +128,50 @@ func (r *portExhaustion) report(x *Engine, f *exhaustion, at int64, n uint64, co
 		f.count(x.tracker)
 	}
 	f.ask(x, x.now)
-	x.Report(r, f.key, f, at, n, conns...)
+	f.held += n
+	for _, c := range conns {
+		x.tag(r, c, Error)
+		if len(f.conns) < maxExamples {
+			f.conns = append(f.conns, c)
+		}
+	}
+	if f.told {
+		r.tell(x, f)
+	}
+}
+
+// tell reports what was held back.
+func (r *portExhaustion) tell(x *Engine, f *exhaustion) {
+	x.Report(r, f.key, f, f.last, f.held, f.conns...)
+	f.told, f.held, f.conns = true, 0, nil
+}
+
+// since is the first failure of those that are told for the first time.
+func (f *exhaustion) since() int64 { return f.begun }
+
+// Finish tells what still waited for a snapshot.
+func (r *portExhaustion) Finish(x *Engine) {
+	for g := r.found.oldest; g != nil; g = g.newer {
+		if g.v.held > 0 {
+			r.tell(x, g.v)
+		}
+	}
 }
 
 // Tick takes the count that was asked for.
 func (r *portExhaustion) Tick(x *Engine, now int64, t *timeline.Tracker) {
 	for g := r.found.oldest; g != nil; g = g.newer {
 		f := g.v
-		if f.use.At >= f.last || now-f.last > stale {
-			continue
+		if f.use.At < f.last && now-f.last <= stale {
+			f.count(t)
+			if f.use.At < f.last {
+				f.ask(x, now)
+			} else if f.held == 0 {
+				x.Report(r, f.key, f, f.last, 0)
+			}
 		}
-		f.count(t)
-		if f.use.At >= f.last {
-			x.Report(r, f.key, f, f.last, 0)
-		} else {
-			f.ask(x, now)
+		if f.held > 0 && (f.use.At >= f.begun || now-f.begun >= exhaustionPatience) {
+			r.tell(x, f)
 		}
 	}
 }

@@ -26,7 +26,7 @@ Certain: both ends are on this host and one of them has ended for more than 2 s,
 
 Likely or suspected: a peer sends on a connection that this host does not know, and is answered with RST. Here it is over, or it has been from before tracing began, as after a restart. Data makes it likely; a bare ACK may as well be a scan, and makes it a suspicion. It is information either way. Nothing is said of these in the first minute of tracing, once events were lost, or once more connections have ended than are remembered (16,384): a peer may also send late on a connection that was closed here in order.
 
-Suspected, information: ESTABLISHED, keepalive off, and nothing received for longer than --idle (2 h, what the kernel's own keepalive would wait if it were on). IT IS ONLY A SUSPICION. Idle pools of database connections, message queues and shells look exactly the same and are healthy. The verdict says where nobody would notice if the peer were gone. Connections whose other end is seen to live on this host are left out.`,
+Suspected, information: ESTABLISHED, keepalive off, and nothing received for longer than --idle (2 h, what the kernel's own keepalive would wait if it were on). It is only a suspicion: idle pools of database connections, message queues and shells look exactly the same and are healthy. The verdict says where nobody would notice if the peer were gone. Connections whose other end is seen to live on this host are left out.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"side", "", "which end believes in the connection: local or remote"},

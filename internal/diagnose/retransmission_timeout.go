@@ -89,6 +89,11 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 	if t.Unacked == 0 { // a FIN alone
 		return
 	}
+	// A peer that shuts its window on data that is on its way answers each
+	// retransmission: zero-window.
+	if shut, _ := c.Window(); shut {
+		return
+	}
 	at := e.Until()
 	run := r.runs.make(c)
 	// Whatever is acknowledged makes room for new data to be sent, or leaves

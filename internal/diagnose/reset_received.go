@@ -21,7 +21,7 @@ The phase helps to guess. Right after the handshake with nothing exchanged: ofte
 
 Not reported: RSTs after this end's own close(), which nobody here can notice, those that find a forgotten socket in CLOSE_WAIT, and those after this end's last words, of which a sender on this host only left something like a TLS close notification unread.
 
-Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's that sent no more than a TLS close notification after the server had closed.
+Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's whose server, on this host, left no more than a TLS close notification unread, or that sent no more than a TLS close notification after the server had closed.
 
 ` + docCrewMeaning,
 	Counts: "connections",
@@ -79,6 +79,7 @@ const (
 	mannerProbe  = " probe"  // to a server, with nothing exchanged
 	mannerServed = " served" // to a server, after an exchange, with nothing of ours on the way
 	mannerLate   = " late"   // to a server whose answer came after the client had closed
+	mannerLeft   = " left"   // to a client whose server, on this host, left as much as a TLS close notification unread
 	mannerNotify = " notify" // to a client that sent as much as a TLS close notification after the server had closed
 )
 
@@ -106,14 +107,20 @@ func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 	var causes []string
 	manner := mannerOther
 	if p := c.Peer(); p != nil {
-		if (c.Role() == timeline.RoleServer || phase == phaseHalfClosed) && forgettable(x, p) {
+		left := forgettable(x, p)
+		if left && (c.Role() == timeline.RoleServer || phase == phaseHalfClosed) {
 			return // what the other end left was the last of it
 		}
 		causes = Codes(p)
+		if left {
+			manner = mannerLeft
+		}
 	}
 	switch {
 	case len(causes) > 0:
 		key.What += " " + causes[0] // it names what to look at
+		manner = mannerOther
+	case manner == mannerLeft:
 	case c.Role() != timeline.RoleServer:
 		if phase == phaseCloseWait && exchanged(t) && t.Unacked >= closeNotify && t.Unacked <= leftover {
 			manner = mannerNotify
@@ -237,6 +244,10 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 		v.Severity = Info
 		v.Story += ": as clients do that no longer wait for an answer"
 		v.Fix = []string{"if answers are to be faster than clients are patient, look at what the server does that long"}
+	case f.manner == mannerLeft:
+		v.Severity = Info
+		v.Story += ": the other end, on this host, left no more than a TLS close notification unread"
+		v.Fix = []string{"nothing, if the client had what it wanted"}
 	case f.manner == mannerNotify:
 		v.Severity = Info
 		v.Story += ", no more than a TLS close notification"

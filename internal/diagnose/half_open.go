@@ -22,9 +22,11 @@ var docHalfOpen = Doc{
 	Summary:  "the two ends disagree about whether a connection exists; or, as a suspicion, it has been silent for long with keepalive off",
 	Meaning: `A connection is half open when one end believes in it and the other has nothing left of it: a host lost power or was started again, a NAT entry or the way between was gone when one end closed, a full accept queue dropped the last step of the handshake. The end that believes learns of it only when it sends something, or through keepalive. Until then it holds the connection, and whatever goes with it: a login, a lock, a worker.
 
-Certain: both ends are on this host and one of them has ended for more than 2 s, but the other is ESTABLISHED; or a peer answered a keepalive probe with RST; or a peer sends on a connection that ended here more than a minute ago without the peer's being told (a segment that comes sooner was on its way).
+Certain: both ends are on this host and one of them has ended for more than 2 s, but the other is ESTABLISHED; or a peer sends on a connection that ended here more than a minute ago without the peer's being told (a segment that comes sooner was on its way).
 
-Likely or suspected: a peer sends on a connection that this host does not know, and is answered with RST. Here it is over, or it has been from before tracing began, as after a restart. Data makes it likely; a bare ACK may as well be a scan, and makes it a suspicion. It is information either way. Nothing is said of these in the first minute of tracing, once events were lost, or once more connections have ended than are remembered (16,384): a peer may also send late on a connection that was closed here in order.
+Likely: a peer answered a keepalive probe with RST, as a host does that was started again.
+
+Likely or suspected: a peer sends on a connection that this host does not know, and is answered with RST. The connection was lost here, as in a restart, before tracing began. Data makes it likely; a bare ACK may as well be a scan, and makes it a suspicion. This is information. Nothing is said of these in the first minute of tracing, once events were lost, or once more connections have ended than are remembered (16,384): a peer may also send late on a connection that was closed here in order.
 
 Suspected, information: ESTABLISHED, keepalive off, and nothing received for longer than --idle (2 h, what the kernel's own keepalive would wait if it were on). It is only a suspicion: idle pools of database connections, message queues and shells look exactly the same and are healthy. The verdict says where nobody would notice if the peer were gone. Connections whose other end is seen to live on this host are left out.`,
 	Counts: "connections",

@@ -71,11 +71,12 @@ func (*zeroWindow) Doc() Doc     { return docZeroWindow }
 // stall is a window that is shut.
 type stall struct {
 	from, to int64         // when it was first and last seen shut
-	gap      time.Duration // between the newest two probes
+	probe    int64         // the newest probe
+	gap      time.Duration // between the newest two
 	moved    uint64        // bytes sent, or received by this end, by then
 	receiver bool          // it is this end's own window
 	known    bool
-	told     bool // part of a finding
+	in       *stalls // the finding that it is part of, nil none yet
 }
 
 // stalls are those of one receiver, or of one sender towards another host.
@@ -121,13 +122,19 @@ func (r *zeroWindow) opened(x *Engine, c *timeline.Conn) {
 	if s == nil || !s.v.known {
 		return
 	}
-	if s.v.told {
-		if f := r.of(c, s.v.receiver); f != nil {
-			delete(f.now, c)
-			x.touch(r, f.key)
-		}
+	if f := s.v.in; f != nil {
+		delete(f.now, one(c, s.v.receiver))
+		x.touch(r, f.key)
 	}
 	s.v = stall{}
+}
+
+// one is the end by which a connection is counted that may have both here.
+func one(c *timeline.Conn, own bool) *timeline.Conn {
+	if p := c.Peer(); p != nil && !own {
+		return p
+	}
+	return c
 }
 
 // seen takes note that a window was shut at that time: the peer's, as a probe
@@ -138,22 +145,23 @@ func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, probe, own bool
 	if own {
 		moved = c.Traffic().BytesReceived
 	}
-	gap := time.Duration(at - s.to)
 	// The time between probes doubles while a window stays shut, and begins
 	// anew when it has been open. (A timer may be a little early or late.)
-	again := probe && gap > 0 && s.gap > 0 && gap < s.gap*3/5
-	switch {
-	case !s.known, s.receiver != own, moved != s.moved, again:
-		if s.told && s.known {
-			r.opened(x, c)
-		}
-		*s = stall{from: at, to: at, moved: moved, receiver: own, known: true}
-		return
-	case at <= s.to:
-		return
+	var gap time.Duration
+	if probe && s.probe != 0 {
+		gap = time.Duration(at - s.probe)
 	}
-	if probe {
-		s.gap = gap
+	again := gap > 0 && gap < s.gap*3/5
+	if !s.known || s.receiver != own || moved != s.moved || again {
+		r.opened(x, c)
+		*s = stall{from: at, moved: moved, receiver: own, known: true}
+		gap = 0
+	}
+	if probe && at > s.probe {
+		s.probe, s.gap = at, gap
+	}
+	if at <= s.to {
+		return
 	}
 	s.to = at
 	if d := time.Duration(s.to - s.from); d > x.o.ZeroWindow {
@@ -173,7 +181,7 @@ func (r *zeroWindow) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 		r.next = now + pause
 	}
 	for g := r.shut.oldest; g != nil; g = g.newer {
-		if g.v.known && !g.v.told && now-g.v.from > int64(x.o.ZeroWindow) {
+		if g.v.known && g.v.in == nil && now-g.v.from > int64(x.o.ZeroWindow) {
 			x.sockets.add(g.key.Netns(), now)
 		}
 	}
@@ -182,8 +190,9 @@ func (r *zeroWindow) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 // closed hears of the end of a connection.
 func (r *zeroWindow) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	s := r.shut.m[c]
-	known := s != nil && s.v.known
-	if known && silence(e.Err()) && !e.ByProcess() && !s.v.receiver && c.Traffic().BytesSent == s.v.moved {
+	// (That probes went unanswered does not say so alone: the kernel probes also
+	// where this host itself, a firewall for example, lets nothing out.)
+	if s != nil && s.v.known && !s.v.receiver && silence(e.Err()) && !e.ByProcess() && c.Traffic().BytesSent == s.v.moved {
 		s.v.to = max(s.v.to, e.At)
 		r.report(x, c, &s.v, e.At, time.Duration(s.v.to-s.v.from), true)
 	}
@@ -197,15 +206,6 @@ func (r *zeroWindow) Ended(x *Engine, c *timeline.Conn) {
 	}
 	r.opened(x, c)
 	r.shut.drop(c)
-}
-
-// of returns the finding that c belongs to, nil if there is none yet.
-func (r *zeroWindow) of(c *timeline.Conn, own bool) *stalls {
-	k, _, _ := zeroWindowKey(c, own)
-	if p := r.found.m[k]; p != nil {
-		return p.v
-	}
-	return nil
 }
 
 // zeroWindowKey says what a verdict about c is about: the process that does not
@@ -226,18 +226,21 @@ func zeroWindowKey(c *timeline.Conn, own bool) (k Key, sender, receiver *timelin
 // report tells of c, whose window has been shut for d.
 func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d time.Duration, killed bool) {
 	k, sender, receiver := zeroWindowKey(c, s.receiver)
-	p := r.found.make(k)
-	if *p == nil {
-		*p = &stalls{key: k, first: s.from, now: make(map[*timeline.Conn]struct{})}
+	f := s.in
+	if f == nil {
+		p := r.found.make(k)
+		if *p == nil {
+			*p = &stalls{key: k, first: s.from, now: make(map[*timeline.Conn]struct{})}
+		}
+		f, s.in = *p, *p
 	}
-	f := *p
 	if killed {
 		f.killed++
 	}
 	f.first = min(f.first, s.from)
 	f.longest = max(f.longest, d)
 	f.both = f.both || sender != nil && receiver != nil
-	f.own = receiver != nil
+	f.own = f.own || receiver != nil
 	var conns []*timeline.Conn
 	if receiver != nil {
 		f.receiver = receiver.Owner()
@@ -260,11 +263,10 @@ func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d t
 			n = 0
 		}
 	}
-	s.told = true
-	if len(f.now) < zeroWindowShut && c.Phase() == timeline.PhaseSocket {
-		f.now[c] = struct{}{}
+	if len(f.now) < zeroWindowShut && c.Phase() == timeline.PhaseSocket && !killed {
+		f.now[one(c, s.receiver)] = struct{}{}
 	}
-	x.Report(r, k, f, at, n, conns...)
+	x.Report(r, f.key, f, at, n, conns...)
 }
 
 func (f *stalls) since() int64 { return f.first }
@@ -299,7 +301,7 @@ func (f *stalls) Describe(x *Engine, v *Verdict) {
 		v.Story = fmt.Sprintf("%s %s read: %s unread, the receive window of %d %s shut for %s",
 			receiver, does, Bytes(uint64(f.recv)), v.Count, noun, shut)
 	} else {
-		v.Story = fmt.Sprintf("%s %s read: it %s the window of %d %s shut, for %s", receiver, does, keeps, v.Count, noun, shut)
+		v.Story = fmt.Sprintf("%s %s read: it %s the window of %d %s shut for %s", receiver, does, keeps, v.Count, noun, shut)
 	}
 	if side != "receiver" {
 		send = Fact{Key: send.Key, Value: int64(f.send)}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tcptrace/tcptrace/internal/host"
+	"github.com/tcptrace/tcptrace/internal/probe"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -80,7 +81,7 @@ type Command struct {
 	path    string
 	log     *zap.Logger
 	cgroup  *cgroup // at least one of the two
-	forks   *forks
+	forks   *probe.Forks
 	memlock unix.Rlimit
 	process *os.Process
 	swept   time.Time
@@ -113,7 +114,7 @@ func New(o Options) (*Command, error) {
 		}
 	}
 	if o.Follow != FollowCgroup {
-		if c.forks, noForks = newForks(); noForks != nil {
+		if c.forks, noForks = probe.NewForks(); noForks != nil {
 			noForks = fmt.Errorf("noting the command's forks: %w", noForks)
 			c.log.Info("the command is followed by its cgroup only", zap.Error(noForks))
 		}
@@ -141,7 +142,7 @@ func (c *Command) Caveat() string {
 	if c.forks == nil {
 		return "not what leaves the command's cgroup, nor " + service
 	}
-	if n := c.forks.lost(); n > 0 {
+	if n := c.forks.Lost(); n > 0 {
 		return fmt.Sprintf("not %s, nor %d descendants, which were too many", service, n)
 	}
 	return "not " + service
@@ -161,10 +162,10 @@ func (c *Command) Start() error {
 		}
 	}
 	if c.forks != nil {
-		if err := c.forks.arm(true); err != nil {
+		if err := c.forks.Arm(true); err != nil {
 			return err
 		}
-		defer func() { _ = c.forks.arm(false) }() // as it went before
+		defer func() { _ = c.forks.Arm(false) }() // as it went before
 	}
 	if c.cgroup == nil {
 		return c.exec(nil)
@@ -276,22 +277,22 @@ func (c *Command) Event(e *event.Event) bool {
 	}
 	if now := time.Now(); now.Sub(c.swept) > time.Second {
 		c.swept = now
-		c.forks.sweep(host.Now())
+		c.forks.Sweep(host.Now())
 	}
-	return c.forks.has(e.PID)
+	return c.forks.Has(e.PID)
 }
 
 // Process reports the same of a process that was found in /proc, where that
 // numbers processes as the kernel does.
 func (c *Command) Process(p event.Process) bool {
-	return c.cgroup != nil && c.cgroup.process(p) || c.forks != nil && c.forks.has(p.PID)
+	return c.cgroup != nil && c.cgroup.process(p) || c.forks != nil && c.forks.Has(p.PID)
 }
 
 // Running lists descendants that live: as the kernel numbers them where forks
 // are noted, else as they are numbered here.
 func (c *Command) Running() []uint32 {
 	if c.forks != nil {
-		return c.forks.processes()
+		return c.forks.Living()
 	}
 	return c.cgroup.processes()
 }
@@ -304,7 +305,7 @@ func (c *Command) Close() error {
 		errs = append(errs, c.cgroup.remove())
 	}
 	if c.forks != nil {
-		errs = append(errs, c.forks.close())
+		errs = append(errs, c.forks.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -1,4 +1,4 @@
-package launch
+package probe
 
 import (
 	"errors"
@@ -21,9 +21,13 @@ const maxForks = 1 << 18
 // still on their way then. Nanoseconds.
 const linger = int64(5e9)
 
-// forks knows the descendants of a command by watching every fork(). The kernel
-// tells of one before the new process runs, so none is missed.
-type forks struct {
+// Forks knows the descendants of a command by watching every fork(). The kernel
+// tells of one before the new process runs, so none is missed. It belongs to one
+// goroutine.
+//
+// Its two programs are a few instructions each and independent of the hooks:
+// they are assembled here, not compiled from bpf/.
+type Forks struct {
 	members *ebpf.Map // process id, as the kernel has it, to when it ended (CLOCK_BOOTTIME, ns), 0 if it lives
 	control *ebpf.Map // see the slots
 	links   []link.Link
@@ -36,17 +40,17 @@ const (
 	slots
 )
 
-// newForks attaches the programs. Nobody is a member until arm was called and
+// NewForks attaches the programs. Nobody is a member until Arm was called and
 // this process has started another.
-func newForks() (*forks, error) {
-	f := new(forks)
+func NewForks() (*Forks, error) {
+	f := new(Forks)
 	if err := f.attach(); err != nil {
-		return nil, errors.Join(err, f.close())
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-func (f *forks) attach() (err error) {
+func (f *Forks) attach() (err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
@@ -60,11 +64,11 @@ func (f *forks) attach() (err error) {
 	if err != nil {
 		return fmt.Errorf("making the map of descendants: %w", err)
 	}
-	at, err := readOffsets()
+	at, err := readForkOffsets()
 	if err != nil {
 		return err
 	}
-	self, err := readSelf()
+	self, err := readForkSelf()
 	if err != nil {
 		return err
 	}
@@ -91,18 +95,18 @@ func (f *forks) attach() (err error) {
 	return nil
 }
 
-// offsets are where the programs look, in bytes.
-type offsets struct {
+// forkOffsets are where the programs look, in bytes.
+type forkOffsets struct {
 	tgid, signal int32 // in task_struct
 	live         int32 // in signal_struct
 }
 
-func readOffsets() (offsets, error) {
+func readForkOffsets() (forkOffsets, error) {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
-		return offsets{}, fmt.Errorf("reading the kernel's types: %w", err)
+		return forkOffsets{}, fmt.Errorf("reading the kernel's types: %w", err)
 	}
-	var o offsets
+	var o forkOffsets
 	for _, want := range []struct {
 		in, member string
 		at         *int32
@@ -113,30 +117,30 @@ func readOffsets() (offsets, error) {
 	} {
 		var s *btf.Struct
 		if err := spec.TypeByName(want.in, &s); err != nil {
-			return offsets{}, fmt.Errorf("looking up %s: %w", want.in, err)
+			return forkOffsets{}, fmt.Errorf("looking up %s: %w", want.in, err)
 		}
 		i := slices.IndexFunc(s.Members, func(m btf.Member) bool { return m.Name == want.member })
 		if i < 0 {
-			return offsets{}, fmt.Errorf("looking up %s.%s: %w", want.in, want.member, os.ErrNotExist)
+			return forkOffsets{}, fmt.Errorf("looking up %s.%s: %w", want.in, want.member, os.ErrNotExist)
 		}
 		*want.at = int32(s.Members[i].Offset.Bytes())
 	}
 	return o, nil
 }
 
-// self is how a program recognises the process that it runs in as this one,
+// forkSelf is how a program recognises the process that it runs in as this one,
 // which in a pid namespace does not know the number that the kernel has for it.
-type self struct {
+type forkSelf struct {
 	dev, ino uint64 // of the pid namespace
 	pid      int32  // in it
 }
 
-func readSelf() (self, error) {
+func readForkSelf() (forkSelf, error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
-		return self{}, fmt.Errorf("finding the own pid namespace: %w", err)
+		return forkSelf{}, fmt.Errorf("finding the own pid namespace: %w", err)
 	}
-	return self{dev: st.Dev, ino: st.Ino, pid: int32(os.Getpid())}, nil
+	return forkSelf{dev: st.Dev, ino: st.Ino, pid: int32(os.Getpid())}, nil
 }
 
 // Where the programs keep things on their stack.
@@ -147,31 +151,31 @@ const (
 	stackNsInfo = -24 // struct bpf_pidns_info: u32 pid, u32 tgid
 )
 
-func stack(to asm.Register, offset int32) asm.Instructions {
+func forkStack(to asm.Register, offset int32) asm.Instructions {
 	return asm.Instructions{asm.Mov.Reg(to, asm.RFP), asm.Add.Imm(to, offset)}
 }
 
 // member calls a function of a map for the process in question.
-func (f *forks) member(fn asm.BuiltinFunc) asm.Instructions {
-	return slices.Concat(asm.Instructions{asm.LoadMapPtr(asm.R1, f.members.FD())}, stack(asm.R2, stackPID), asm.Instructions{fn.Call()})
+func (f *Forks) member(fn asm.BuiltinFunc) asm.Instructions {
+	return slices.Concat(asm.Instructions{asm.LoadMapPtr(asm.R1, f.members.FD())}, forkStack(asm.R2, stackPID), asm.Instructions{fn.Call()})
 }
 
 // slot finds a value of the control map, and leaves at out without one.
-func (f *forks) slot(n int64) asm.Instructions {
+func (f *Forks) slot(n int64) asm.Instructions {
 	return slices.Concat(
 		asm.Instructions{asm.StoreImm(asm.RFP, stackWord, n, asm.Word), asm.LoadMapPtr(asm.R1, f.control.FD())},
-		stack(asm.R2, stackWord),
+		forkStack(asm.R2, stackWord),
 		asm.Instructions{asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, "out")},
 	)
 }
 
-var out = asm.Instructions{asm.Mov.Imm(asm.R0, 0).WithSymbol("out"), asm.Return()}
+var forkOut = asm.Instructions{asm.Mov.Imm(asm.R0, 0).WithSymbol("out"), asm.Return()}
 
 // onFork runs in the process that forks, before its child does: a child of a
 // member is a member, and so is that of this process while the map says so.
 //
 //	sched_process_fork(struct task_struct *parent, struct task_struct *child)
-func (f *forks) onFork(at offsets, me self) asm.Instructions {
+func (f *Forks) onFork(at forkOffsets, me forkSelf) asm.Instructions {
 	return slices.Concat(
 		asm.Instructions{
 			asm.LoadMem(asm.R6, asm.R1, 8, asm.DWord), // child
@@ -179,7 +183,7 @@ func (f *forks) onFork(at offsets, me self) asm.Instructions {
 			asm.Mov.Reg(asm.R7, asm.R0),
 			asm.RSh.Imm(asm.R7, 32), // the process that forks
 		},
-		stack(asm.R1, stackPID),
+		forkStack(asm.R1, stackPID),
 		asm.Instructions{
 			asm.Mov.Imm(asm.R2, 4),
 			asm.Mov.Reg(asm.R3, asm.R6),
@@ -205,7 +209,7 @@ func (f *forks) onFork(at offsets, me self) asm.Instructions {
 			asm.LoadImm(asm.R1, int64(me.dev), asm.DWord),
 			asm.LoadImm(asm.R2, int64(me.ino), asm.DWord),
 		},
-		stack(asm.R3, stackNsInfo),
+		forkStack(asm.R3, stackNsInfo),
 		asm.Instructions{
 			asm.Mov.Imm(asm.R4, 8),
 			asm.FnGetNsCurrentPidTgid.Call(),
@@ -215,7 +219,7 @@ func (f *forks) onFork(at offsets, me self) asm.Instructions {
 			// An outsider's child: its number may have been a member's.
 			asm.LoadMapPtr(asm.R1, f.members.FD()).WithSymbol("forget"),
 		},
-		stack(asm.R2, stackPID),
+		forkStack(asm.R2, stackPID),
 		asm.Instructions{
 			asm.FnMapDeleteElem.Call(),
 			asm.Ja.Label("out"),
@@ -223,8 +227,8 @@ func (f *forks) onFork(at offsets, me self) asm.Instructions {
 			asm.StoreMem(asm.RFP, stackValue, asm.R1, asm.DWord),
 			asm.LoadMapPtr(asm.R1, f.members.FD()),
 		},
-		stack(asm.R2, stackPID),
-		stack(asm.R3, stackValue),
+		forkStack(asm.R2, stackPID),
+		forkStack(asm.R3, stackValue),
 		asm.Instructions{
 			asm.Mov.Imm(asm.R4, int32(ebpf.UpdateAny)),
 			asm.FnMapUpdateElem.Call(),
@@ -235,14 +239,14 @@ func (f *forks) onFork(at offsets, me self) asm.Instructions {
 			asm.Mov.Imm(asm.R1, 1),
 			asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
 		},
-		out,
+		forkOut,
 	)
 }
 
 // onExit notes when the last thread of a member has ended.
 //
 //	sched_process_exit(struct task_struct *task, ...)
-func (f *forks) onExit(at offsets) asm.Instructions {
+func (f *Forks) onExit(at forkOffsets) asm.Instructions {
 	return slices.Concat(
 		asm.Instructions{
 			asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord), // task
@@ -255,7 +259,7 @@ func (f *forks) onExit(at offsets) asm.Instructions {
 			asm.JEq.Imm(asm.R0, 0, "out"),
 			asm.Mov.Reg(asm.R7, asm.R0),
 		},
-		stack(asm.R1, stackValue),
+		forkStack(asm.R1, stackValue),
 		asm.Instructions{
 			asm.Mov.Imm(asm.R2, 8),
 			asm.Mov.Reg(asm.R3, asm.R6),
@@ -265,7 +269,7 @@ func (f *forks) onExit(at offsets) asm.Instructions {
 			asm.LoadMem(asm.R3, asm.RFP, stackValue, asm.DWord),
 			asm.Add.Imm(asm.R3, at.live),
 		},
-		stack(asm.R1, stackWord),
+		forkStack(asm.R1, stackWord),
 		asm.Instructions{
 			asm.Mov.Imm(asm.R2, 4),
 			asm.FnProbeReadKernel.Call(),
@@ -275,12 +279,12 @@ func (f *forks) onExit(at offsets) asm.Instructions {
 			asm.FnKtimeGetBootNs.Call(),
 			asm.StoreMem(asm.R7, 0, asm.R0, asm.DWord),
 		},
-		out,
+		forkOut,
 	)
 }
 
-// arm says whether the next child of this process is the command.
-func (f *forks) arm(on bool) error {
+// Arm says whether the next child of this process is the command.
+func (f *Forks) Arm(on bool) error {
 	var v uint64
 	if on {
 		v = 1
@@ -291,15 +295,15 @@ func (f *forks) arm(on bool) error {
 	return nil
 }
 
-// has reports whether a process, as the kernel numbers it, is a descendant or
+// Has reports whether a process, as the kernel numbers it, is a descendant or
 // was one.
-func (f *forks) has(pid uint32) bool {
+func (f *Forks) Has(pid uint32) bool {
 	var ended int64
 	return f.members.Lookup(pid, &ended) == nil
 }
 
-// processes lists the descendants that live, as the kernel numbers them.
-func (f *forks) processes() []uint32 {
+// Living lists the descendants that live, as the kernel numbers them.
+func (f *Forks) Living() []uint32 {
 	var pids []uint32
 	f.each(func(pid uint32, ended int64) {
 		if ended == 0 {
@@ -310,8 +314,8 @@ func (f *forks) processes() []uint32 {
 	return pids
 }
 
-// sweep forgets those that ended long before now (CLOCK_BOOTTIME, ns).
-func (f *forks) sweep(now int64) {
+// Sweep forgets those that ended long before now (CLOCK_BOOTTIME, ns).
+func (f *Forks) Sweep(now int64) {
 	var old []uint32
 	f.each(func(pid uint32, ended int64) {
 		if ended != 0 && now-ended > linger {
@@ -330,7 +334,7 @@ func (f *forks) sweep(now int64) {
 
 // each looks at all descendants. Some can be left out, or come twice, while
 // others are added or removed.
-func (f *forks) each(fn func(pid uint32, ended int64)) {
+func (f *Forks) each(fn func(pid uint32, ended int64)) {
 	var pid uint32
 	var ended int64
 	// An iteration that is given up has been overtaken by changes.
@@ -339,8 +343,8 @@ func (f *forks) each(fn func(pid uint32, ended int64)) {
 	}
 }
 
-// lost counts descendants that could not be followed.
-func (f *forks) lost() uint64 {
+// Lost counts descendants that could not be followed.
+func (f *Forks) Lost() uint64 {
 	var n uint64
 	if err := f.control.Lookup(uint32(slotLost), &n); err != nil {
 		return 0
@@ -348,7 +352,8 @@ func (f *forks) lost() uint64 {
 	return n
 }
 
-func (f *forks) close() error {
+// Close detaches the programs.
+func (f *Forks) Close() error {
 	var errs []error
 	for _, l := range f.links {
 		errs = append(errs, l.Close())

@@ -132,6 +132,8 @@ struct listener_ref {
 	__u64 sk;      /* kernel address, only ever read through bpf_probe_read_kernel; 0 unknown */
 	__u32 drops;   /* sk_drops when last looked at */
 	__u32 shared;  /* another listener had the address at the same time (SO_REUSEPORT) */
+	__u32 requests;/* half-open when last looked at */
+	__u32 _pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

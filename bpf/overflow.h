@@ -148,6 +148,13 @@ static __always_inline bool is_received_syn(struct sk_buff *skb)
 	return (flags & (TCPF_SYN | TCPF_ACK | TCPF_RST)) == TCPF_SYN;
 }
 
+static __always_inline bool with_cookies(struct sock *sk)
+{
+	struct net *net = RD_raw(sk, __sk_common.skc_net.net);
+
+	return READ_SIZED(net, ipv4.sysctl_tcp_syncookies);
+}
+
 /* tracepoint-only: tcp_conn_request consumes every SYN, dropped or not. The
  * listener counts its drops in sk_drops; a full queue and a drop that is not
  * told yet say that this SYN was dropped.
@@ -158,7 +165,8 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 	struct listener_ref *ref;
 	__u8 tcp_flags = 0;
 	struct sock *sk;
-	__u32 len, limit, drops, kind;
+	__u32 len, limit, drops, requests, before, kind;
+	struct inet_connection_sock *icsk;
 	bool dropped, full, syn_full;
 
 	if (!fill_from_skb_btf(&at, skb, &tcp_flags))
@@ -172,7 +180,12 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 		return 0;
 	len = RD_raw(sk, sk_ack_backlog);
 	limit = RD_raw(sk, sk_max_ack_backlog);
-	syn_full = syn_queue_full(sk, limit);
+	/* This SYN's own request may be what filled the queue. */
+	icsk = (void *)sk;
+	requests = RD_raw(icsk, icsk_accept_queue.qlen.counter);
+	before = ref->requests;
+	ref->requests = requests;
+	syn_full = syn_queue_full(sk, limit) && !(requests == before + 1 && requests == limit + !syn_queue_full_at_limit);
 	if (len < limit && !syn_full)
 		return 0;
 	/* full, or the next one will be: keep up with the count */
@@ -186,6 +199,11 @@ static __always_inline int on_consumed(struct sk_buff *skb)
 		ref->drops = drops;
 	if (full ? !dropped : !syn_full)
 		return 0;
+	/* With cookies no SYN is dropped for want of a request: it met a full
+	 * accept queue that is not full any more.
+	 */
+	if (dropped && !full && with_cookies(sk))
+		full = true;
 	if (dropped) {
 		count(at.netns, AUDIT_LISTEN_DROPS);
 		if (full)

@@ -58,10 +58,12 @@ type bpfListenerKey struct {
 }
 
 type bpfListenerRef struct {
-	_      structs.HostLayout
-	Sk     uint64
-	Drops  uint32
-	Shared uint32
+	_        structs.HostLayout
+	Sk       uint64
+	Drops    uint32
+	Shared   uint32
+	Requests uint32
+	Pad      uint32
 }
 
 type bpfNotes struct {

@@ -141,6 +141,9 @@ func (t *Tracker) snapshot(e *event.Event) {
 		}
 	}
 	known := c != nil
+	if !known && !t.address && t.past[sockHash(e.Sock)%pastSocks] == e.Sock {
+		return // it ended meanwhile, and was told
+	}
 	if !known {
 		c = t.adopt(e, e.Sock)
 	}

@@ -59,6 +59,7 @@ type Tracker struct {
 	endedAt  int // first of ended that is not released
 	due      deadlines
 	orphans  orphans
+	past     [pastSocks]uint64 // cookies of sockets that ended lately, by hash: never used again
 	procs    processes
 	netns    map[uint32]*netns
 	nsOrder  []uint32
@@ -68,6 +69,10 @@ type Tracker struct {
 	missing  []missing
 	lostAt   int64
 }
+
+// pastSocks is how many sockets that ended are remembered, so that a snapshot
+// which shows one as it was before does not bring it back.
+const pastSocks = 1 << 14
 
 type ending struct {
 	c   *Conn
@@ -431,6 +436,9 @@ func (t *Tracker) release() {
 		t.ended, t.endedAt = t.ended[:n], 0
 	}
 	t.forget(c)
+	if !t.address && c.sock != 0 && c.Find(EntryGone) == nil {
+		t.past[sockHash(c.sock)%pastSocks] = c.sock
+	}
 	if c.state == event.StateFinWait2 {
 		t.orphans.add(c)
 	}

@@ -164,7 +164,9 @@ func (w *Watcher) CheckLost(t *testing.T) (missed uint64) {
 	t.Helper()
 	for _, l := range w.lost {
 		t.Logf("lost: %s %d", l.Where, l.Count)
-		assert.True(t, strings.HasPrefix(l.Where, "missed ") && preemptible(w.Caps.Kernel), "events were lost: %s", l.Where)
+		// An interrupt in the middle of a program costs a few on every kernel.
+		const interrupted = 5
+		assert.True(t, strings.HasPrefix(l.Where, "missed ") && (preemptible(w.Caps.Kernel) || l.Count <= interrupted), "events were lost: %s", l.Where)
 		missed += l.Count
 	}
 	return missed

@@ -59,8 +59,11 @@ func TestBounds(t *testing.T) {
 			}
 			// No rule remembers more than 8,192 subjects. Where it would take too
 			// long to tell of so many, each may cost what can be afforded.
-			const subjects, affordable, eachMost = 4200, 20, 16 << 10
-			rounds := min(subjects, subjects*affordable/len(s.Steps))
+			const subjects, brief, affordable, eachMost = 4200, 6, 8_000, 16 << 10
+			rounds := subjects
+			if len(s.Steps) > brief {
+				rounds = min(subjects, affordable/len(s.Steps))
+			}
 			run(2 * rounds)
 			was := heap()
 			run(rounds)

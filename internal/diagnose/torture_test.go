@@ -22,7 +22,7 @@ import (
 // kernel or in a file: whatever comes out must be borne out by what went in.
 
 // -torture 100000 is for a night.
-var seeds = flag.Uint64("torture", 1500, "how many random mixtures TestTorture plays")
+var seeds = flag.Uint64("torture", 1000, "how many random mixtures TestTorture plays")
 
 // corpus returns the scripts of this package and of the timeline's.
 func corpus(t testing.TB) []timelinetest.Script {

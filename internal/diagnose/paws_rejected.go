@@ -100,6 +100,9 @@ func (r *pawsRejected) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	case c.Phase() == timeline.PhaseRequest || c.Phase() == timeline.PhaseAttempt:
 		phase = phaseRequest
 	}
+	if phase == phaseTimeWait && !e.DroppedSYN() {
+		return // the connection's own, overtaken by what ended it
+	}
 	key := Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: at, What: phase}
 	f := r.finding(key, kind, c.Owner())
 	f.add(reason, c.Remote(), 1)
@@ -116,9 +119,11 @@ func (r *pawsRejected) Incident(x *Engine, in *timeline.Incident) {
 	if !isPAWS(reason) || reason == oldACK {
 		return
 	}
-	const syn = 2
+	const syn, ack = 0x02, 0x10
 	phase := phaseEstablished
 	switch {
+	case strings.Contains(reason, "_TW_") && in.TCPFlags&(syn|ack) != syn:
+		return // late, of the connection that ended
 	case strings.Contains(reason, "_TW_") || in.TCPFlags&syn != 0:
 		phase = phaseTimeWait
 	case in.Listener != nil:

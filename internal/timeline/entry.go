@@ -207,8 +207,15 @@ func (e *Entry) DropReason() uint32 {
 // out.
 func (e *Entry) Outbound() bool { return e.Kind == EntrySegmentDropped && e.states&outbound != 0 }
 
-// outbound stands where other entries have the old state.
-const outbound = 1 << 4
+// DroppedSYN reports whether the segment of EntrySegmentDropped wanted to open a
+// connection.
+func (e *Entry) DroppedSYN() bool { return e.Kind == EntrySegmentDropped && e.states&droppedSYN != 0 }
+
+// These stand where other entries have the old state.
+const (
+	outbound   = 1 << 4
+	droppedSYN = 1 << 5
+)
 
 // SYNRetries is how often the SYN of EntryConnectFailed was allowed to be sent
 // again, 0 unknown.

@@ -311,6 +311,10 @@ func (t *Tracker) segmentDropped(e *event.Event) {
 	if e.Out {
 		entry.states |= outbound
 	}
+	const syn, ack = 0x02, 0x10
+	if e.TCPFlags&(syn|ack) == syn {
+		entry.states |= droppedSYN
+	}
 	c.last = max(c.last, e.Time)
 	t.file(c, entry)
 }

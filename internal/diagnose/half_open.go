@@ -195,7 +195,7 @@ type ghosts struct {
 
 // Entry remembers how connections end.
 func (r *halfOpen) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
-	if r.began == 0 {
+	if r.began == 0 && !e.Found() { // what a snapshot finds can be hours old
 		r.began = e.At
 	}
 	p := pastEnd{at: e.At}

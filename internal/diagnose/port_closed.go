@@ -30,7 +30,7 @@ var docPortClosed = Doc{
 
 The evidence says what is known of the port: that a listener was closed less than a minute before (a restart), that one was opened soon after, and that a process listens on the port at another address (a service bound to 127.0.0.1 refuses everybody else).
 
-SYNs of a source that scans are left out: see syn-scan. A SYN is kept for two seconds to see whether its source does. The first 128 ports of a network namespace have verdicts of their own, further ones share one.
+SYNs of a source that scans are left out: see syn-scan. A SYN is kept for two seconds to see whether its source does. The first 128 ports of a network namespace have verdicts of their own, and those that somebody was seen to listen on; others share one.
 
 It rests on RSTs that were sent without a socket; where the hooks do not show them (see doctor), it is not known. A firewall that rejects with RST is not seen here.`,
 	Counts: "SYNs",
@@ -40,8 +40,8 @@ It rests on RSTs that were sent without a socket; where the hooks do not show th
 		{"clients", "count", "different client addresses"},
 		{"top_clients", "", "addresses and networks that stand out, with how many of the SYNs are surely theirs"},
 		{"listens_on", "", "where a socket listens on the same port, at an address that these SYNs were not for"},
-		{"closed_before_ms", "ms", "how long before the first refused SYN the port's listener was closed; null if there was none in the last minute"},
-		{"opened_after_ms", "ms", "how long after the first refused SYN a socket began to listen; null if none did"},
+		{"closed_before_ms", "ms", "how long before a refused SYN the port's listener was closed, the latest time; null if there was none in the minute before"},
+		{"opened_after_ms", "ms", "how long after a refused SYN a socket began to listen, the latest time; null if none did"},
 	},
 	Fix: []string{
 		"for a service that should be there: start it, and see where it listens (`ss -ltn`)",
@@ -93,11 +93,12 @@ type refusal struct {
 
 type closedPort struct {
 	at     netip.AddrPort // invalid: of many ports
-	first  int64
 	count  uint64
 	from   sources
-	closed *timeline.Listener // before the first
-	opened *timeline.Listener // after the first
+	closed *timeline.Listener // the latest that was closed before a SYN came
+	before time.Duration      // how long before the first of these
+	opened *timeline.Listener // the latest that was opened after a SYN
+	after  time.Duration      // how long after the first of these
 	other  *timeline.Listener // at another address
 }
 
@@ -156,7 +157,9 @@ func (r *portClosed) decide(x *Engine, h refusal) {
 	k := Key{Netns: h.netns, Addr: h.local}
 	p := r.found.get(k)
 	if p == nil {
-		if own := r.own.make(h.netns); *own < portsOwn {
+		// A port that was listened on is somebody's, not one of thousands that
+		// the internet tries.
+		if own := r.own.make(h.netns); *own < portsOwn || r.ports.get(closedKey{h.netns, h.local.Port()}) != nil {
 			*own++
 		} else {
 			k = Key{Netns: h.netns, What: "many"}
@@ -164,7 +167,7 @@ func (r *portClosed) decide(x *Engine, h refusal) {
 		p = r.found.make(k)
 	}
 	if *p == nil {
-		*p = &closedPort{at: k.Addr, first: h.at}
+		*p = &closedPort{at: k.Addr}
 	}
 	f := *p
 	f.count += h.n
@@ -184,16 +187,17 @@ func (r *portClosed) look(f *closedPort, h refusal) {
 		return
 	}
 	u := *p
-	if l := u.closed; l != nil && f.closed == nil && serves(l, h.local) && l.Closed <= h.at && h.at-l.Closed <= int64(portRestart) {
-		f.closed = l
+	if l := u.closed; l != nil && f.closed != l && serves(l, h.local) && l.Closed <= h.at && h.at-l.Closed <= int64(portRestart) {
+		f.closed, f.before = l, time.Duration(h.at-l.Closed)
+		f.opened = nil
 	}
 	f.other = nil
 	for _, l := range u.open {
 		switch {
 		case !serves(l, h.local):
 			f.other = l
-		case f.opened == nil && l.Opened > h.at:
-			f.opened = l
+		case f.opened != l && l.Opened > h.at:
+			f.opened, f.after = l, time.Duration(l.Opened-h.at)
 		}
 	}
 }
@@ -226,19 +230,17 @@ func (f *closedPort) Describe(x *Engine, v *Verdict) {
 		v.Fix = []string{fmt.Sprintf("have it listen on an address that its clients use: %s serves only SYNs to that one", l.Addr)}
 	}
 	if l := f.closed; l != nil {
-		d := time.Duration(f.first - l.Closed)
-		before = Fact{Key: before.Key, Value: milliseconds(d)}
+		before = Fact{Key: before.Key, Value: milliseconds(f.before)}
 		v.Process = process(l.Owner())
-		v.Story += fmt.Sprintf("; %s closed its listener %s before", l.Owner().Name(), timeline.Duration(d))
+		v.Story += fmt.Sprintf("; %s closed its listener %s before", l.Owner().Name(), timeline.Duration(f.before))
 		v.Fix = []string{
 			"keep the port open over a restart: socket activation (systemd), SO_REUSEPORT with the new process started first, or a reload instead of a restart",
 			"if the process was not to end, find out why it did",
 		}
 	}
 	if l := f.opened; l != nil {
-		d := time.Duration(l.Opened - f.first)
-		after = Fact{Key: after.Key, Value: milliseconds(d)}
-		v.Story += fmt.Sprintf("; %s began to listen %s after", l.Owner().Name(), timeline.Duration(d))
+		after = Fact{Key: after.Key, Value: milliseconds(f.after)}
+		v.Story += fmt.Sprintf("; %s began to listen %s after", l.Owner().Name(), timeline.Duration(f.after))
 		if f.closed == nil {
 			v.Process = process(l.Owner())
 			v.Fix = []string{"nothing, if clients try again: the service was starting; else have them wait for it"}

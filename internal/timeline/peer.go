@@ -32,6 +32,7 @@ func (t *Tracker) link(c *Conn) {
 	}
 	var here, there *Conn
 	others := 0
+	loopback := c.Local().Addr().IsLoopback() || c.Remote().Addr().IsLoopback()
 	for d := t.byTuple.first(c.local, c.remote, c.lport, c.rport); d != nil; d = d.nextTuple {
 		if d == c || d.lport != c.rport || d.rport != c.lport || d.local != c.remote || d.remote != c.local {
 			continue
@@ -43,6 +44,9 @@ func (t *Tracker) link(c *Conn) {
 			if here == nil || d.Seen() > here.Seen() {
 				here = d
 			}
+			continue
+		}
+		if loopback { // never leaves its namespace, and all of them have it
 			continue
 		}
 		there = d

@@ -11,13 +11,17 @@ import (
 
 const codeSYNQueueOverflow = "syn-queue-overflow"
 
+// synQueuePause ends an overflow: what comes later is judged anew, since it may
+// have another cause.
+const synQueuePause = time.Minute
+
 var docSYNQueueOverflow = Doc{
 	Code:     codeSYNQueueOverflow,
 	Severity: Warning,
 	Summary:  "half-open requests reached the listener's limit: SYN cookies were sent, or SYNs dropped",
 	Meaning: `A SYN makes a half-open request, which waits for the client's final ACK. A listener may have as many as its accept queue may have connections: min(listen()'s backlog, net.core.somaxconn). Beyond that the kernel answers with SYN cookies, which need no memory (net.ipv4.tcp_syncookies=1, the default), or drops the SYN (0). It is a warning while cookies are sent, since their clients get in (without window scaling and SACK where the client sends no timestamps), and an error when SYNs are dropped. With net.ipv4.tcp_syncookies=2 every SYN is answered with a cookie; that alone is no overflow and is not reported.
 
-Three things fill the queue, and the evidence tells which it looks like. A flood with forged sources: every SYN from another address, and hardly any completes its handshake. A few sources: they are named. A burst of true clients, as after a restart: they complete. Forged sources that are drawn from one network look like that network; a burst of clients whose final ACKs get lost looks like a flood.
+Three things fill the queue, and the evidence tells which it looks like. A flood with forged sources: every SYN from another address, and hardly any completes its handshake. A few sources: they are named. A burst of true clients, as after a restart: they complete. Forged sources that are drawn from one network look like that network; a burst of clients whose final ACKs get lost looks like a flood. After a pause of a minute that is judged anew.
 
 Under a flood the source of each SYN is looked at only up to a rate (some thousand a second); the rest is counted.`,
 	Counts: "SYNs that found the queue full",
@@ -64,8 +68,8 @@ type synFlood struct {
 	facts            event.Listener
 	queueLen         uint32
 	cookies, dropped uint64
-	sure             bool  // not all were concluded after the fact
-	guessed          int64 // when a cookie was last concluded, after the fact
+	sure             bool // not all were concluded after the fact
+	last             int64
 	from             sources
 	completed        addresses // those of the sources that did complete a handshake since
 }
@@ -80,6 +84,12 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 	if single && cookie && (in.Facts.SYNCookies == 2 || in.Facts.SYNQueueLen == 0 && in.Facts.QueueLimit == 0) {
 		return // always, or (up to 5.10) because none may be half open: nothing is full
 	}
+	if single && !cookie && in.Flags&event.FlagInferred != 0 && in.Facts.SYNCookies != 0 {
+		// The kernel sends a cookie rather than drop a SYN for this: it was
+		// dropped for another reason, such as an accept queue that had room again
+		// when somebody looked.
+		return
+	}
 	k := Key{Netns: in.Netns, Addr: in.Local}
 	if in.Listener != nil && in.Listener.Exact {
 		k.Addr = in.Listener.Addr
@@ -89,16 +99,14 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 		*p = &synFlood{name: k.Addr}
 	}
 	f := *p
-	if single && cookie && in.Flags&event.FlagInferred != 0 {
-		// The SYN that filled the queue finds it full, too, after the fact, and
-		// got no cookie: do not count the first of a row.
-		first := in.At-f.guessed > int64(time.Second)
-		f.guessed = in.At
-		if first || in.Facts.SYNCookies == 0 {
-			return
-		}
+	if single && cookie && in.Flags&event.FlagInferred != 0 && in.Facts.SYNCookies == 0 {
+		return // neither dropped nor a cookie: the queue was full a moment later
 	}
 	n := max(in.Count, 1)
+	if in.At-f.last > int64(synQueuePause) {
+		f.from, f.completed, f.queueLen = sources{}, addresses{}, 0
+	}
+	f.last = max(f.last, in.At)
 	if in.Listener != nil {
 		f.lis = in.Listener
 	}

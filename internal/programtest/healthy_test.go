@@ -66,7 +66,7 @@ func healthy() []traffic {
 		{name: "http-patterns", run: patterns, remarks: map[string]string{
 			"reset-sent":     "the server closes an idle connection as a request is on its way",
 			"reset-received": "and the client sends it again",
-		}},
+		}, warnings: []string{"reset-sent"}},
 		{name: "http-timeouts", run: impatient, remarks: map[string]string{
 			"reset-sent":     "the answer comes after the client has closed",
 			"reset-received": "and the server is told so",
@@ -235,7 +235,7 @@ func (k traffic) isRemark(code string) bool {
 // lasts reports whether there is time for another round of a healthy part.
 func (p *place) lasts() bool {
 	// So that the processors are left to others, too.
-	time.Sleep(250 * time.Millisecond)
+	time.Sleep(400 * time.Millisecond)
 	return !p.Failed() && time.Now().Before(p.ends)
 }
 

@@ -2,6 +2,7 @@ package timeline
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -36,14 +37,15 @@ func StateName(s event.State) string {
 // "0.4 ms", "3.2 s", "3 h".
 func Duration(d time.Duration) string {
 	if d < 0 {
-		return "-" + Duration(-d)
+		// The least has no opposite.
+		return "-" + Duration(-max(d, -math.MaxInt64))
 	}
 	unit := func(n time.Duration, name string) string {
 		if d < 10*n && d%n != 0 {
 			s := fmt.Sprintf("%.1f", float64(d)/float64(n))
 			return strings.TrimSuffix(s, ".0") + " " + name
 		}
-		return fmt.Sprintf("%d %s", (d+n/2)/n, name)
+		return fmt.Sprintf("%d %s", d/n+(d%n+n/2)/n, name) // d+n/2 can be too much
 	}
 	switch {
 	case d < 100*time.Microsecond && d > 0:

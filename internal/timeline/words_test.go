@@ -1,6 +1,7 @@
 package timeline
 
 import (
+	"math"
 	"testing"
 	"time"
 )
@@ -20,6 +21,8 @@ func TestDuration(t *testing.T) {
 		3*time.Hour + 30*time.Minute: "3.5 h",
 		10 * 24 * time.Hour:          "10 days",
 		-time.Second:                 "-1 s",
+		math.MaxInt64:                "106752 days",
+		math.MinInt64:                "-106752 days",
 	} {
 		if got := Duration(d); got != want {
 			t.Errorf("%d: %q, want %q", d, got, want)

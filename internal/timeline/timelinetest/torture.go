@@ -428,6 +428,8 @@ func Look(steps []Step, owners bool) []Step {
 			inv := &event.Inventory{Inode: 1, Idle: -1, SentIdle: -1, Left: -1, SendWindow: 65535, ReceiveWindow: 65535}
 			if e.Inventory != nil {
 				*inv = *e.Inventory
+				// Windows may have opened since: events do not tell.
+				inv.SendWindow, inv.ReceiveWindow, inv.Probes = 65535, 65535, 0
 				if inv.Idle >= 0 {
 					inv.Idle += time.Duration(at - e.Time)
 				}

@@ -202,7 +202,7 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	case c.DataAfterClose():
 		// An orphan that is killed for want of memory looks the same where
 		// nothing names the reason.
-		if reason == "" && !x.o.Capabilities.HasMemory && closed.ByProcess() && closed.Old() == event.StateFinWait1 {
+		if reason == "" && !x.o.Capabilities.HasMemory && closed.Old() == event.StateFinWait1 {
 			return nil, closed.Old(), closed.At, true
 		}
 		return &causeLate, closed.Old(), closed.At, true

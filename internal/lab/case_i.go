@@ -363,6 +363,11 @@ func endsDisagree(ctx context.Context, env *Env, t *Truth) error {
 	if err := env.talk(ctx, client, exchangeArgs{FDs: descriptors(conns), Write: "hello", Read: 5}); err != nil {
 		return err
 	}
+	// The clients' ACKs may be delayed, by 0.2 s at most; what is not acknowledged
+	// would be retransmitted instead of probed for.
+	if err := sleep(ctx, 500*time.Millisecond); err != nil {
+		return err
+	}
 	cut.Store(true)
 	env.Logf("the way between %s[%d] and %s[%d] is cut", srv.Comm, srv.PID, client.Comm, client.PID)
 	if err := probedToDeath(ctx, env, t, srv); err != nil {

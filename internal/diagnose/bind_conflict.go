@@ -168,8 +168,11 @@ func (f *conflict) look(t *timeline.Tracker, later bool) bool {
 	}
 	for i := range all {
 		h := &all[i]
-		if later && h.State == event.StateListen && f.opened {
+		switch {
+		case later && h.State == event.StateListen && f.opened:
 			continue
+		case !later && mini(h.State) && !h.Owner.Known():
+			continue // as some snapshot showed it: the next one tells what it is now
 		}
 		n++
 		if best < 0 || rank(h) > rank(&all[best]) {
@@ -236,6 +239,9 @@ func (r *bindConflict) Tick(x *Engine, now int64, t *timeline.Tracker) {
 			x.sockets.soon(f.key.Netns, now)
 		}
 		if waited := now - f.first; waited >= bindPatience || (f.known || f.listed) && waited >= bindPause {
+			if !f.known {
+				f.look(t, true)
+			}
 			r.tell(x, f)
 		}
 	}

@@ -47,7 +47,6 @@ type retransmissionTimeout struct {
 // backoffRun is a run of retransmissions in which nothing was acknowledged.
 type backoffRun struct {
 	begun   int64 // of the first retransmission
-	last    int64
 	sent    uint64 // bytes sent in all, as long as there was no progress
 	unacked uint32
 	n       int // retransmissions
@@ -98,10 +97,10 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 	run := r.runs.make(c)
 	// Whatever is acknowledged makes room for new data to be sent, or leaves
 	// less of it unacknowledged.
-	if run.begun == 0 || t.BytesSent > run.sent || t.Unacked < run.unacked || at < run.last {
+	if run.begun == 0 || t.BytesSent > run.sent || t.Unacked < run.unacked {
 		*run = backoffRun{begun: at, told: run.told}
 	}
-	run.last, run.sent, run.unacked = at, t.BytesSent, t.Unacked
+	run.sent, run.unacked = t.BytesSent, t.Unacked
 	if e.Kind == timeline.EntryRetransmitted {
 		run.n++
 	}

@@ -29,9 +29,6 @@ const (
 	closeWait = 2 * time.Second
 	// stuck is the threshold for ends in FIN_WAIT and for shut windows, likewise.
 	stuck = 2 * time.Second
-	// slowAccept is longer than the default: a process of a busy machine may
-	// well wait for its turn so long.
-	slowAccept = 1500 * time.Millisecond
 	// together is how many cases happen at the same time: they mostly wait.
 	together = 6
 )
@@ -80,11 +77,20 @@ func TestHostCases(t *testing.T) {
 
 // thresholds of the rules, so that nobody need wait for the defaults.
 func thresholds() diagnose.Options {
-	o := diagnose.Options{CloseWait: closeWait, FinWait: stuck, ZeroWindow: stuck, SlowAccept: slowAccept, Backoff: stuck}
+	o := diagnose.Options{CloseWait: closeWait, FinWait: stuck, ZeroWindow: stuck, SlowAccept: slowAccept(), Backoff: stuck}
 	if watchtest.InVM() {
 		o.Immediate = 250 * time.Millisecond
 	}
 	return o
+}
+
+// slowAccept is longer than the default: a process of a busy machine may well
+// wait for its turn so long.
+func slowAccept() time.Duration {
+	if watchtest.InVM() {
+		return 4 * time.Second
+	}
+	return 1500 * time.Millisecond
 }
 
 // silence is the threshold for it.
@@ -108,7 +114,7 @@ func play(t *testing.T, pick func(lab.Case) bool, o diagnose.Options) {
 			CloseWait: closeWait + 3*time.Second,
 			Hold:      stuck + 3*time.Second,
 			Backoff:   2*stuck + time.Second, // each wait is as long as all before it
-			LateAfter: 2 * slowAccept,
+			LateAfter: 2 * slowAccept(),
 			Silence:   silence() * 3 / 2,
 			Logf:      func(f string, a ...any) { t.Log(c.ID + ": " + fmt.Sprintf(f, a...)) },
 		})

@@ -21,12 +21,22 @@ type inventory struct {
 	orphans  map[uint64]*Orphan    // by identity
 }
 
-// Bounds of one inventory. What is beyond them is left out.
+// Bounds of one inventory, and of those of all namespaces together. What is
+// beyond them is left out.
 const (
 	maxUses    = 16384
 	maxMini    = 16384
 	maxOrphans = 8192
+	maxStock   = 1 << 17
 )
+
+// size is how many things r remembers.
+func (r *inventory) size() int {
+	if r == nil {
+		return 0
+	}
+	return len(r.uses) + len(r.mini) + len(r.orphans)
+}
 
 type minisocket struct {
 	state         event.State
@@ -76,9 +86,10 @@ func (t *Tracker) count(e *event.Event, inv *event.Inventory) {
 	if e.New == event.StateTimeWait {
 		r.timeWait++
 	}
+	room := t.stock-n.newest.size()+r.size() < maxStock
 	if l, _ := t.resolve(e.Netns, e.Local); l == nil && e.Remote.IsValid() && int(e.New) < len(PortUse{}.ByState) {
 		u := r.uses[e.Remote]
-		if u == nil && len(r.uses) < maxUses {
+		if u == nil && room && len(r.uses) < maxUses {
 			if r.uses == nil {
 				r.uses = make(map[netip.AddrPort]*PortUse)
 			}
@@ -92,13 +103,13 @@ func (t *Tracker) count(e *event.Event, inv *event.Inventory) {
 	if !inv.Minisocket {
 		return
 	}
-	if _, known := r.mini[e.Local.Port()]; !known && len(r.mini) < maxMini {
+	if _, known := r.mini[e.Local.Port()]; !known && room && len(r.mini) < maxMini {
 		if r.mini == nil {
 			r.mini = make(map[uint16]minisocket)
 		}
 		r.mini[e.Local.Port()] = minisocket{e.New, e.Local, e.Remote}
 	}
-	if e.New == event.StateFinWait2 && len(r.orphans) < maxOrphans {
+	if e.New == event.StateFinWait2 && room && len(r.orphans) < maxOrphans {
 		t.orphanFound(n, e, inv)
 	}
 }

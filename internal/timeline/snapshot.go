@@ -32,6 +32,7 @@ func (t *Tracker) EndSnapshot(netns uint32, now int64) {
 	n.synced = true
 	n.snapshotAt = n.roundAt
 	n.round.at = n.roundAt
+	t.stock += n.round.size() - n.newest.size()
 	n.newest, n.round = n.round, nil
 	for _, l := range slices.Clone(t.lisOrder) {
 		if l.Netns == netns && l.Closed == 0 && l.seen < n.roundAt {

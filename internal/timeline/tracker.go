@@ -63,6 +63,7 @@ type Tracker struct {
 	procs    processes
 	netns    map[uint32]*netns
 	nsOrder  []uint32
+	stock    int // things in all newest inventories
 	lis      map[uint64]*Listener
 	lisOrder []*Listener
 	timers   []keepalive
@@ -318,6 +319,7 @@ func (t *Tracker) space(inode uint32) *netns {
 	n := t.netns[inode]
 	if n == nil {
 		if len(t.nsOrder) >= t.o.MaxNamespaces {
+			t.stock -= t.netns[t.nsOrder[0]].newest.size()
 			delete(t.netns, t.nsOrder[0])
 			t.nsOrder = t.nsOrder[1:]
 		}

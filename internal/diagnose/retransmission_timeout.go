@@ -46,7 +46,7 @@ type retransmissionTimeout struct {
 
 // backoffRun is a run of retransmissions in which nothing was acknowledged.
 type backoffRun struct {
-	begun   int64 // of the first retransmission
+	begun   int64  // of the first retransmission
 	sent    uint64 // bytes sent in all, as long as there was no progress
 	unacked uint32
 	n       int // retransmissions

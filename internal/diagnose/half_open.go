@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"math"
 	"net/netip"
 	"slices"
@@ -108,18 +107,18 @@ type pastEnds struct {
 	next  int                 // of ring, the oldest once it is full
 }
 
-// hash is the same in a replay.
+// hash is the same in a replay, and cheap: there is one for each connection.
 func (k tuple) hash() uint64 {
-	var b [40]byte
 	local, remote := k.local.Addr().As16(), k.remote.Addr().As16()
-	copy(b[:], local[:])
-	copy(b[16:], remote[:])
-	binary.LittleEndian.PutUint16(b[32:], k.local.Port())
-	binary.LittleEndian.PutUint16(b[34:], k.remote.Port())
-	binary.LittleEndian.PutUint32(b[36:], k.netns)
-	h := fnv.New64a()
-	h.Write(b[:])
-	return h.Sum64()
+	h := uint64(k.netns)<<32 | uint64(k.local.Port())<<16 | uint64(k.remote.Port())
+	for _, w := range [...]uint64{
+		binary.LittleEndian.Uint64(local[:8]), binary.LittleEndian.Uint64(local[8:]),
+		binary.LittleEndian.Uint64(remote[:8]), binary.LittleEndian.Uint64(remote[8:]),
+	} {
+		h = (h ^ w) * 0x9e3779b97f4a7c15
+		h ^= h >> 32
+	}
+	return h
 }
 
 // add remembers an end. It reports whether another is forgotten for it.

@@ -182,8 +182,9 @@ var hooks = []hook{
 		gives:   "segments that this host drops before TCP makes use of them, with the kernel's reason",
 		unknown: "segments that this host drops (netfilter and others), and those refused by PAWS",
 		ways: []way{
-			tp("tp_drop_rx", "kfree_skb").when(dropSocket),
-			tp("tp_drop", "kfree_skb").when(dropReason),
+			tp("tp_drop_rx", "kfree_skb").when(dropPAWS),
+			tp("tp_drop_rx", "kfree_skb").when(dropSocket).seesOnly(olderPAWS),
+			tp("tp_drop", "kfree_skb").when(dropReason).seesOnly(olderPAWS),
 			tp("tp_drop_place", "kfree_skb").when(dropPlace).
 				seesOnly("why a segment is dropped (this kernel gives no reason), unless netfilter does it; PAWS among others"),
 		},
@@ -339,6 +340,16 @@ func dropSocket(k *kernel) error {
 	}
 	return dropReason(k)
 }
+
+// dropPAWS: since 6.15 or so every segment that PAWS refuses has a reason.
+func dropPAWS(k *kernel) error {
+	if _, ok := k.enum("skb_drop_reason")["SKB_DROP_REASON_TCP_RFC7323_TW_PAWS"]; !ok {
+		return errors.New("PAWS has no reason of its own for TIME_WAIT on this kernel")
+	}
+	return dropSocket(k)
+}
+
+const olderPAWS = "segments that PAWS refuses for TIME_WAIT or for half-open requests: this kernel gives no reason for these"
 
 func dropPlace(k *kernel) error {
 	if k.nfHook.start == 0 {

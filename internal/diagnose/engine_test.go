@@ -7,6 +7,7 @@ import (
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
 func TestBytes(t *testing.T) {
@@ -61,4 +62,20 @@ done
 	if s.Evicted != 1 || s.Verdicts["connect-refused"] != 32 {
 		t.Errorf("%+v", s)
 	}
+}
+
+// TestCountsOfNobody: beyond the room that the kernel side has for the counts of
+// a flood, it is not known whose SYN or segment it was, nor what became of it.
+// Nothing is said of it: least of all that SYNs were dropped.
+func TestCountsOfNobody(t *testing.T) {
+	x := diagnose.New(diagnose.Options{}, diagnose.SinkFunc(func(v *diagnose.Verdict, _ diagnose.Phase) {
+		t.Errorf("%s: %s", v.Code, v.Story)
+	}))
+	tr := timeline.New(timeline.Options{Observer: x})
+	for i, kind := range []event.Kind{event.KindSYNQueueFull, event.KindSegmentDropped, event.KindRSTSent} {
+		tr.Handle(&event.Event{Time: int64(i+1) * int64(time.Second), Kind: kind, Count: 5000})
+	}
+	tr.Advance(int64(10 * time.Second))
+	tr.Drain(int64(time.Minute))
+	x.Finish(int64(time.Minute), tr)
 }

@@ -261,6 +261,9 @@ func (r *localDrop) Incident(x *Engine, in *timeline.Incident) {
 	if in.Kind != timeline.IncidentSegmentDropped {
 		return
 	}
+	if in.Netns == 0 && !in.Local.IsValid() && in.Reason == 0 {
+		return // counted where there was no room to note whose it was, nor why
+	}
 	const syn, rst, ack = 0x02, 0x04, 0x10
 	d := dropped{reason: x.o.Capabilities.DropReasons[in.Reason], where: in.Where, out: in.Out}
 	if d.reason == "" && in.Reason != 0 {

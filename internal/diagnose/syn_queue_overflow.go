@@ -79,6 +79,9 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 	if in.Kind != timeline.IncidentSYNQueueFull {
 		return
 	}
+	if !in.Local.IsValid() {
+		return // counted where there was no room to note whose it was, nor whether a cookie was sent
+	}
 	single := in.Remote.IsValid() // else it stands for many, and has no facts
 	cookie := in.Flags&event.FlagCookie != 0
 	if single && cookie && (in.Facts.SYNCookies == 2 || in.Facts.SYNQueueLen == 0 && in.Facts.QueueLimit == 0) {

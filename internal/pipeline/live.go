@@ -376,12 +376,15 @@ func (l *live) findOwners() *host.Owners {
 	}
 }
 
-// meanwhile handles what is in the ring, in the middle of something else.
+// meanwhile handles what is in the ring, in the middle of something else: no
+// more than a ring holds, or it would never end where events come faster than
+// they can be handled.
 func (l *live) meanwhile(wait time.Duration) {
 	if l.aside == nil {
 		l.aside = make([]event.Event, batchSize)
 	}
-	for {
+	const most = 16 // batches; a ring holds some 61,000 events
+	for range most {
 		n, err := l.Tracer.Read(l.aside, wait)
 		if err != nil {
 			return // the loop will meet it too

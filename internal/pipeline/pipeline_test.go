@@ -315,6 +315,29 @@ func TestContextEnds(t *testing.T) {
 	}
 }
 
+// endless is a tracer that always has a full batch.
+type endless struct{ fake }
+
+func (*endless) Read(batch []event.Event, _ time.Duration) (int, error) { return len(batch), nil }
+
+// TestMeanwhileEnds: events that come faster than they are handled keep nobody
+// from looking at the clock and at signals.
+func TestMeanwhileEnds(t *testing.T) {
+	l := &live{Config: Config{Tracer: &endless{}, Log: zap.NewNop()}, spaces: make(map[uint32]*space)}
+	l.m = NewMachine(Options{Out: render.NewText(io.Discard, render.TextOptions{})})
+	l.last.Netns = 0
+	done := make(chan struct{})
+	go func() {
+		l.meanwhile(0)
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("meanwhile goes on for ever")
+	}
+}
+
 // TestMachineReplays: the same input gives the same output.
 func TestMachineReplays(t *testing.T) {
 	replay := func() string {

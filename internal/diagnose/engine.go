@@ -242,7 +242,7 @@ func (x *Engine) Incident(in *timeline.Incident) {
 // Namespace implements [timeline.Observer].
 func (x *Engine) Namespace(ns event.Namespace) {
 	const most = 4096
-	if len(x.netns) >= most {
+	if _, known := x.netns[ns.Inode]; !known && len(x.netns) >= most {
 		clear(x.netns)
 	}
 	x.netns[ns.Inode] = ns

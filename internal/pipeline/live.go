@@ -107,6 +107,7 @@ type space struct {
 	ns    host.Netns
 	known bool
 	tries int
+	facts event.Namespace // as the machine was told
 }
 
 // seen is what was learned of a process, and of which.
@@ -223,8 +224,24 @@ func (l *live) learn(ns host.Netns) {
 	case err != nil:
 		l.Log.Warn("a network namespace's settings stay unknown", zap.Error(err))
 	}
-	l.spaces[ns.Inode] = &space{ns: ns, known: err == nil}
+	l.spaces[ns.Inode] = &space{ns: ns, known: err == nil, facts: facts}
 	l.m.Namespace(facts)
+}
+
+// relearn tells the machine of settings that have changed.
+func (l *live) relearn(inodes []uint32) {
+	for _, inode := range inodes {
+		s := l.spaces[inode]
+		if s == nil || !s.known {
+			continue
+		}
+		// One that has ended meanwhile is another's concern (retry).
+		if facts, err := host.ReadSysctls(s.ns); err == nil && facts != s.facts {
+			s.facts = facts
+			l.m.Namespace(facts)
+		}
+		l.meanwhile(0)
+	}
 }
 
 // meet is called with the first event of a namespace.
@@ -511,6 +528,8 @@ func (l *live) keep(now int64) {
 		for inode := range l.spaces {
 			want = append(want, inode)
 		}
+		slices.Sort(want)
+		l.relearn(want)
 	}
 	pending := l.pending
 	l.pending = nil

@@ -338,6 +338,41 @@ func TestMeanwhileEnds(t *testing.T) {
 	}
 }
 
+// TestSettingsChange: settings are those of now, not those of when tracing
+// began.
+func TestSettingsChange(t *testing.T) {
+	l := &live{Config: Config{Tracer: &fake{}, Log: zap.NewNop()}, spaces: make(map[uint32]*space)}
+	x := new(namespaces)
+	l.m = NewMachine(Options{Out: x})
+	x.Renderer = render.NewText(io.Discard, render.TextOptions{})
+	ns, err := host.SelfNetns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.learn(ns)
+	if !l.spaces[ns.Inode].known {
+		t.Skip("the settings of the own namespace cannot be read")
+	}
+	now := l.spaces[ns.Inode].facts
+	l.relearn([]uint32{ns.Inode, 1})
+	if len(x.told) != 1 {
+		t.Errorf("nothing has changed, and was told %d times", len(x.told))
+	}
+	l.spaces[ns.Inode].facts.Sysctls.PortRangeLow-- // as it was before
+	l.relearn([]uint32{ns.Inode})
+	if len(x.told) != 2 || x.told[1] != now || l.spaces[ns.Inode].facts != now {
+		t.Errorf("a change was not told: %+v", x.told)
+	}
+}
+
+// namespaces notes what is told of them.
+type namespaces struct {
+	render.Renderer
+	told []event.Namespace
+}
+
+func (n *namespaces) Namespace(ns event.Namespace) { n.told = append(n.told, ns) }
+
 // TestMachineReplays: the same input gives the same output.
 func TestMachineReplays(t *testing.T) {
 	replay := func() string {

@@ -17,7 +17,7 @@ var docRetransmissionTimeout = Doc{
 	Summary:  "data went unacknowledged until the kernel gave up, or for long",
 	Meaning: `The kernel sends unacknowledged data again after about 0.2 s, then after twice as long each time, up to 120 s. It gives up after net.ipv4.tcp_retries2 rounds (15: between 13 and 30 minutes), or when the socket's own TCP_USER_TIMEOUT has passed, and the application gets ETIMEDOUT, or what the last ICMP message said (EHOSTUNREACH, ENETUNREACH). Which of the two limits it was, the kernel does not say; only where it gave up long before tcp_retries2 allows, it must have been the other, unless that setting was lowered meanwhile. What had not been acknowledged may or may not have reached the peer.
 
-While the kernel still tries, it is a warning, once data has been unacknowledged for longer than --backoff (15 s: that is after six or seven attempts; losses that matter to nobody are over after one or two). It is an error when the kernel gives up.
+While the kernel still tries, it is a warning, once data has been unacknowledged for longer than --backoff (15 s: that is after six or seven attempts; losses that matter to nobody are over after one or two). It is an error when the kernel gives up while a process holds the socket. Where all had closed already it stays a warning: clients that vanish in the middle of an answer are daily life of a server on the internet, and nobody waits for what they did not take.
 
 The peer, or the way to it, was gone without a word. Not this: SYNs that are never answered (connect-timeout), a peer that keeps its window shut (zero-window), keepalive without data outstanding (keepalive-timeout), a lone FIN that is not acknowledged (fin-wait-stuck).`,
 	Counts: "connections",
@@ -76,6 +76,7 @@ type silentPeers struct {
 	user        bool // tcp_retries2, as last known, allows far more
 	retries2    int
 	orphan      bool
+	heard       bool // of one that was given up, a process held the socket
 }
 
 // Entry looks at each retransmission: at that moment the data is surely not
@@ -140,6 +141,7 @@ func (r *retransmissionTimeout) Ended(x *Engine, c *timeline.Conn) {
 	f.gaveUp++
 	f.errno = closed.Err()
 	f.orphan = c.Orphan()
+	f.heard = f.heard || !f.orphan
 	if s := x.netns[c.Netns()]; s.Known {
 		f.retries2 = s.Sysctls.Retries2
 		f.user = known && !f.orphan && closed.Err() == errnoTimedOut && waited < leastPatience(f.retries2)/2
@@ -201,7 +203,10 @@ func (f *silentPeers) take(retransmits int, unacked uint32, waited time.Duration
 func (f *silentPeers) Describe(x *Engine, v *Verdict) {
 	v.Severity, v.Confidence = Warning, Likely
 	if f.gaveUp > 0 {
-		v.Severity, v.Confidence = Error, Certain
+		v.Confidence = Certain
+		if f.heard {
+			v.Severity = Error
+		}
 	}
 	v.Subject = Subject{f.kind, destination(f.at)}
 	v.Process = process(f.owner)

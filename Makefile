@@ -12,7 +12,9 @@ VM_PACKAGES ?= ./internal/kerneltest/... ./internal/probe ./internal/vm/testdata
 # Kernels and attach modes of test-vm; "go run ./scripts/vm test -h" tells how
 # any other kernel is named.
 KERNELS ?= 5.10,6.1,6.12,7.3
-ATTACH ?= auto,fentry,kprobe,tracepoint
+ATTACH ?= auto,kprobe,tracepoint
+# Where auto takes fentry for all hooks, fentry alone is no other test.
+FENTRY_KERNELS ?= 6.1
 # Machines at the same time, and the longest time for all of them.
 JOBS ?= 2
 VM_TIME ?= 30m
@@ -57,6 +59,7 @@ test-kernel: ## tests on the running kernel, as root
 .PHONY: test-vm
 test-vm: ## tests under other kernels: KERNELS=5.10,sid ATTACH=kprobe RUN=TestName
 	$(GO) run ./scripts/vm test --kernels '$(KERNELS)' --attach '$(ATTACH)' -j $(JOBS) --total $(VM_TIME) --run '$(RUN)' $(VM_PACKAGES)
+	$(if $(FENTRY_KERNELS),$(GO) run ./scripts/vm test --kernels '$(FENTRY_KERNELS)' --attach fentry -j $(JOBS) --total $(VM_TIME) --run '$(RUN)' $(VM_PACKAGES))
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME

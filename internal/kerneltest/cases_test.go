@@ -30,7 +30,7 @@ const (
 	// stuck is the threshold for ends in FIN_WAIT and for shut windows, likewise.
 	stuck = 2 * time.Second
 	// together is how many cases happen at the same time: they mostly wait.
-	together = 6
+	together = 8
 )
 
 // played is one case as it happened.

@@ -43,6 +43,9 @@ type Config struct {
 	// and older sockets are known. Its error ends the run. May be nil.
 	Ready func() error
 	Log   *zap.Logger // may be nil
+	// LookShare is how much of one processor looking at all sockets may take on
+	// average, 0.02 if 0.
+	LookShare float64
 }
 
 const (
@@ -62,9 +65,11 @@ const (
 	resync = 10 * time.Second
 	// retries bounds how often a namespace is looked for that cannot be found.
 	retries = 3
-	// rounds is how many times as long as it takes to look at all sockets is
+	// lookShare is the default of Config.LookShare.
+	lookShare = 0.02
+	// walks is how many times as long as it takes to look for owners is
 	// waited until the next time.
-	rounds = 50
+	walks = 50
 	// wholeEvery is how often namespaces are looked at in which no sockets are
 	// known to be.
 	wholeEvery = time.Minute
@@ -123,6 +128,9 @@ type seen struct {
 func Run(ctx context.Context, cfg Config) (*render.Summary, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
+	}
+	if cfg.LookShare <= 0 {
+		cfg.LookShare = lookShare
 	}
 	defer hurry(cfg.Log)()
 	l := &live{
@@ -366,7 +374,7 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 // while the ring is read on. Not too often: then nil.
 func (l *live) findOwners() *host.Owners {
 	now := host.Now()
-	if !l.owners || l.walked != 0 && now-l.walked < rounds*int64(l.walk) {
+	if !l.owners || l.walked != 0 && now-l.walked < walks*int64(l.walk) {
 		return nil
 	}
 	type result struct {
@@ -515,7 +523,7 @@ func (l *live) keep(now int64) {
 	var want []uint32
 	// A round costs a share of one processor that stays the same however many
 	// sockets there are.
-	all := now-l.round >= max(int64(l.m.SnapshotEvery()), rounds*int64(l.took))
+	all := now-l.round >= max(int64(l.m.SnapshotEvery()), int64(float64(l.took)/l.LookShare))
 	lost := l.again && now-l.synced >= int64(resync)
 	if lost {
 		l.again, l.synced = false, now

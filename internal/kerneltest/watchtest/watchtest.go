@@ -102,6 +102,7 @@ func WatchScope(t *testing.T, scope pipeline.Scope, f filter.Filter, d diagnose.
 	ready := make(chan struct{})
 	go func() {
 		_, err := pipeline.Run(ctx, pipeline.Config{
+			LookShare: 0.5, // the processor time is mostly that of the cases, in the same process
 			Options: pipeline.Options{
 				Out:      keeper{w},
 				Show:     pipeline.Show{Verdicts: true, Connections: true, All: true},

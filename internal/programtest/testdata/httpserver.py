@@ -26,7 +26,7 @@ async def header(reader):
     await asyncio.wait({read, ends}, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
     if not read.done() and draining.is_set():
         # What was sent before it is told of the end has a right to an answer.
-        await asyncio.wait({read}, timeout=0.2)
+        await asyncio.wait({read}, timeout=2)
     ends.cancel()
     if not read.done():
         read.cancel()
@@ -70,7 +70,7 @@ async def main():
     print("listening", flush=True)
     await stop.wait()
     server.close()
-    await asyncio.sleep(0.2)  # what was accepted last gets its handler
+    await asyncio.sleep(1)  # what was accepted last gets its handler
     draining.set()
     while busy:
         await asyncio.wait(set(busy))

@@ -210,9 +210,16 @@ static __always_inline bool fill_from_skb_##K(struct tcptrace_event *e, struct s
 	unsigned char *head = RD_##K(skb, head);                                           \
 	unsigned char *ip = head + RD_##K(skb, network_header);                            \
 	__be16 proto = RD_##K(skb, protocol);                                              \
+	__u32 transport = RD_##K(skb, transport_header);                                   \
 	struct tcphdr_wire th = {};                                                        \
+	__u8 ihl = 0;                                                                      \
                                                                                            \
-	if (bpf_probe_read_kernel(&th, sizeof(th), head + RD_##K(skb, transport_header)))  \
+	if (transport <= RD_##K(skb, network_header) || transport == 0xffff) { /* IP has not looked yet */ \
+		bpf_probe_read_kernel(&ihl, 1, ip);                                        \
+		transport = RD_##K(skb, network_header) +                                  \
+			(proto == bpf_htons(ETH_P_IP) ? (ihl & 15) * 4 : 40);              \
+	}                                                                                  \
+	if (bpf_probe_read_kernel(&th, sizeof(th), head + transport))                      \
 		return false;                                                              \
 	if (proto == bpf_htons(ETH_P_IP)) {                                                \
 		__be32 a[2] = {};                                                          \

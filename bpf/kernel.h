@@ -116,6 +116,7 @@ struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket;
 	int sk_err;
+	int sk_err_soft;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 	int sk_wmem_queued;
@@ -252,7 +253,7 @@ struct sockaddr_wire {
 };
 enum { SOCK_MIN_SNDBUF = 4608 }; /* 2 * TCP_SKB_MIN_TRUESIZE, at most */
 enum { RTN_LOCAL = 2, RTF_LOCAL = 0x80000000 };
-enum { EADDRINUSE = 98, ETIMEDOUT = 110 };
+enum { EAGAIN = 11, ENOMEM = 12, EBUSY = 16, EADDRINUSE = 98, ETIMEDOUT = 110, ECONNREFUSED = 111, EHOSTUNREACH = 113 };
 enum tcp_flag_bits { TCPF_FIN = 1, TCPF_SYN = 2, TCPF_RST = 4, TCPF_PSH = 8, TCPF_ACK = 16 };
 
 /* The context of kprobes: UAPI, no CO-RE. */

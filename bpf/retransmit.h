@@ -29,13 +29,17 @@ static __always_inline void emit_of(struct sock *sk, __u8 kind, __u32 netns, __u
 	commit(e);
 }
 
-/* err: the transmission failed; the kernel has counted it all the same. */
+/* err: the transmission failed. The kernel has counted it all the same, unless
+ * it did not come that far.
+ */
 static __always_inline int on_retransmit(struct sock *sk, struct sk_buff *skb, int err)
 {
 	struct inet_connection_sock *icsk = (void *)sk;
 	struct tcp_skb_cb *cb = (void *)skb->cb;
 	__u32 netns = netns_raw(&sk->__sk_common);
 
+	if (err == -EAGAIN || err == -ENOMEM || err == -EBUSY || err == -EHOSTUNREACH)
+		return 0;
 	count_n(netns, AUDIT_RETRANS_SEGS, RD_raw(cb, tcp_gso_segs));
 	if (RD_raw(sk, __sk_common.skc_state) == TCP_SYN_SENT)
 		count(netns, AUDIT_SYN_RETRANS);

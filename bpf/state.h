@@ -204,6 +204,9 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 			if (old == TCP_SYN_SENT) {
 				struct net *net = sk->__sk_common.skc_net.net;
 
+				/* an ICMP error that came while connect() held the socket */
+				if (!err && sk->sk_err_soft == ECONNREFUSED)
+					e->err = ECONNREFUSED;
 				e->attempt = tp->inet_conn.icsk_retransmits;
 				e->reason = tp->inet_conn.icsk_syn_retries ?: (__u8)READ_SIZED(net, ipv4.sysctl_tcp_syn_retries);
 			} else {

@@ -349,6 +349,11 @@ func (f *conflict) Describe(x *Engine, v *Verdict) {
 	switch {
 	case f.own:
 		v.Severity = Info
+	case f.known && f.holder.State == event.StateListen && f.holder.Owner.Known() && f.holder.Owner.Comm == f.owner.Comm && v.Count == 1 && !f.got && !f.instead.IsValid():
+		// The same program serves the port already, and tried once: to start it in
+		// earnest it would try again.
+		v.Severity = Info
+		v.Story += "; a test of the configuration (nginx -t) looks the same"
 	case f.got:
 		v.Severity = Warning
 		v.Story += "; a later attempt succeeded"

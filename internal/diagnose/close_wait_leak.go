@@ -84,6 +84,9 @@ type leak struct {
 
 	total, remotes, typical int // of the process
 
+	most    int           // at a time
+	longest time.Duration // of one
+
 	fresh    uint64 // not counted before
 	examples []*timeline.Conn
 }
@@ -131,6 +134,10 @@ func (r *closeWaitLeak) Tick(x *Engine, now int64, t *timeline.Tracker) {
 	}
 	r.settle(x, groups, order)
 	for _, l := range order {
+		l.most, l.longest = l.count, time.Duration(l.at-l.oldest)
+		if old := r.found[l.key]; old != nil {
+			l.most, l.longest = max(l.most, old.most), max(l.longest, old.longest)
+		}
 		if l.fresh > 0 {
 			x.Report(r, l.key, l, now, l.fresh, l.examples...)
 			l.fresh, l.examples = 0, nil
@@ -296,7 +303,8 @@ func (l *leak) Describe(x *Engine, v *Verdict) {
 	v.Story = fmt.Sprintf("%d %s to %s in CLOSE_WAIT, %s%s%s: the peer closed, %s has not called close()",
 		l.count, noun, l.remote, since, atLeast, timeline.Duration(oldest), who)
 	if l.count == 0 {
-		v.Story = fmt.Sprintf("%s has closed the sockets to %s that were in CLOSE_WAIT", who, l.remote)
+		v.Story = fmt.Sprintf("%s held up to %d sockets to %s in CLOSE_WAIT, for up to %s; they are closed now, by the process or by its end",
+			who, l.most, l.remote, timeline.Duration(l.longest))
 	}
 	keepalive := "mixed"
 	switch {

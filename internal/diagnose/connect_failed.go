@@ -29,6 +29,7 @@ It is a warning: programs probe ports on purpose, and try one address after anot
 ` + docCrewMeaning,
 	Counts: "connections",
 	Evidence: []DocKey{
+		{"answered_by", "", "RST; null where none was seen, as with an ICMP error (a firewall's REJECT)"},
 		{"errno", "", "111"},
 		{"errno_name", "", "ECONNREFUSED"},
 		{"destination", "", "where to"},
@@ -94,6 +95,7 @@ type refusals struct {
 	to    netip.AddrPort
 	who   crew
 	count uint64
+	rst   bool // one was seen
 	after time.Duration
 }
 
@@ -109,6 +111,7 @@ func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	f := *p
 	f.who.add(c.Owner())
 	f.count++
+	f.rst = f.rst || c.Find(timeline.EntryRSTReceived) != nil
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
 		f.after = max(f.after, e.Since(syn))
 	}
@@ -120,7 +123,14 @@ func (f *refusals) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{"peer", destination(f.to)}
 	v.Process = process(f.who.last)
 	v.Story = fmt.Sprintf("connection refused: %s answered the SYN of %s by RST", destination(f.to), f.who.name())
+	by := Fact{Key: "answered_by", Value: "RST"}
+	if !f.rst {
+		v.Confidence = Likely
+		v.Story = fmt.Sprintf("connection to %s refused: the SYN of %s was answered, but by no RST that was seen: a firewall that rejects by ICMP does so", destination(f.to), f.who.name())
+		by = Fact{Key: by.Key, Note: "no RST was seen; an ICMP error, it seems"}
+	}
 	v.Evidence = Evidence{
+		by,
 		{Key: "errno", Value: int64(errnoRefused)},
 		{Key: "errno_name", Value: timeline.Errno(errnoRefused)},
 		{Key: "destination", Value: destination(f.to)},

@@ -254,7 +254,9 @@ func (f *finWait) meet(remote netip.AddrPort, at int64) {
 		return
 	}
 	f.remotes[remote]++
-	f.severe = f.severe || !f.orphan || f.remotes[remote] >= finWaitMany
+	// A minisocket in FIN_WAIT2 costs next to nothing and goes by itself: clients
+	// with pools leave them by the dozen.
+	f.severe = f.severe || !f.orphan || f.state == event.StateFinWait1 && f.remotes[remote] >= finWaitMany
 }
 
 func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
@@ -550,7 +552,7 @@ func (f *finWait) Describe(x *Engine, v *Verdict) {
 		unacked = Fact{Key: unacked.Key, Value: int64(f.unacked)}
 		shut = Fact{Key: shut.Key, Value: int64(f.shut)}
 	}
-	peer := Fact{Key: "peer_process", Note: "the other end is on another host"}
+	peer := Fact{Key: "peer_process", Note: "not seen on this host"}
 	switch {
 	case f.peer.Known():
 		peer = Fact{Key: peer.Key, Value: f.peer.Name()}

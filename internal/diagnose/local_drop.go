@@ -239,7 +239,9 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	default:
 		late = true
 	}
-	late = late && !d.out
+	if d.out && c.State() != event.StateClose && c.State() != event.StateTimeWait {
+		late = false // the FIN, or data before it
+	}
 	owner := c.Owner()
 	to, _ := place(c)
 	k := x.crewKey(c.Netns(), owner)

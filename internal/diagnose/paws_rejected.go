@@ -180,8 +180,16 @@ func (f *refusedOld) Describe(x *Engine, v *Verdict) {
 	case phaseTimeWait:
 		v.Story = fmt.Sprintf("%s for sockets in TIME_WAIT at %s refused for old timestamps: another clock behind an address and port that were just in use", segments, destination(f.at))
 		v.Fix = docPAWSRejected.Fix
+		if f.count == 1 {
+			v.Severity, v.Confidence = Info, Suspected
+			v.Story += ", or a SYN that came late and double"
+		}
 	case phaseRequest:
 		v.Story = fmt.Sprintf("%s that would complete a handshake with %s refused: timestamps older than the SYN's", segments, destination(f.at))
+		if f.count == 1 {
+			v.Severity, v.Confidence = Info, Suspected
+			v.Story += ", or a SYN that came late and double"
+		}
 	default:
 		v.Story = fmt.Sprintf("%s on established connections of %s refused for old timestamps", segments, f.owner.Name())
 		if f.most < pawsHurts {

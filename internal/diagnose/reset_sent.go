@@ -283,7 +283,7 @@ func (f *resets) Describe(x *Engine, v *Verdict) {
 		case &causeLinger:
 			v.Story = fmt.Sprintf("%s closed with SO_LINGER 0: RST sent on purpose", who)
 		case &causeLate:
-			v.Story = fmt.Sprintf("data arrived after %s had called close(): RST sent", who)
+			v.Story = fmt.Sprintf("data arrived on a connection that %s had closed, or left by ending: RST sent", who)
 		default:
 			v.Story = fmt.Sprintf("RST sent on a connection of %s: %s", who, c.text)
 		}

@@ -382,7 +382,8 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 			waits = "waits"
 		}
 		v.Story += fmt.Sprintf(", and %d still %s: %s does not accept", q.waiting, waits, who)
-	case q.notYetStarted && !q.afterFirst && first.Value != nil:
+	case q.notYetStarted && !q.afterFirst && first.Value != nil && q.firstAccept-q.lis.Opened < 2*int64(q.longest):
+		// Else nobody had come before, and it may have waited for somebody.
 		v.Story += fmt.Sprintf(": %s began to accept %s after listen()", who,
 			timeline.Duration(time.Duration(q.firstAccept-q.lis.Opened)))
 	case q.never > 0 && q.all == 0:

@@ -541,7 +541,9 @@ func (l *live) keep(now int64) {
 	}
 	pending := l.pending
 	l.pending = nil
-	want = append(append(want, pending...), l.m.SnapshotWanted()...)
+	wanted := l.m.SnapshotWanted()
+	l.relearn(wanted) // what is about to be judged is judged by the settings of now
+	want = append(append(want, pending...), wanted...)
 	slices.Sort(want)
 	var spaces []host.Netns
 	for _, inode := range slices.Compact(want) {

@@ -133,6 +133,8 @@ func (e *Entry) text(c *Conn) string {
 	case EntryConnectFailed:
 		n := e.SYNRetransmissions()
 		switch err := e.Err(); {
+		case err == errConnRefused && c.Find(EntryRSTReceived) == nil:
+			return "connection refused, without a RST that was seen: by ICMP, as firewalls do"
 		case err == errConnRefused:
 			return "SYN answered by RST: connection refused"
 		case err == errTimedOut:

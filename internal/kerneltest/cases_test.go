@@ -30,7 +30,7 @@ const (
 	// stuck is the threshold for ends in FIN_WAIT and for shut windows, likewise.
 	stuck = 2 * time.Second
 	// together is how many cases happen at the same time: they mostly wait.
-	together = 8
+	together = 6
 )
 
 // played is one case as it happened.
@@ -234,7 +234,7 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 		if want.Count > 0 {
 			least := float64(want.Count) - float64(missed)
 			if want.Code == "immediate-close" || want.Code == "reconnect-loop" {
-				least *= 0.8 // on a busy machine, some are not at once
+				least *= 0.7 // on a busy machine, some are not at once
 			}
 			assert.LessOrEqual(t, count, uint64(want.Count), "count of %s", want.Code)
 			assert.GreaterOrEqual(t, float64(count), least, "count of %s", want.Code)

@@ -30,7 +30,7 @@ const (
 	floodWork = 4.0
 	// floodWorkVM is the same in the emulator, where a flood is hardly faster
 	// than what is told singly: there each SYN costs an event.
-	floodWorkVM = 8.0
+	floodWorkVM = 20
 	// floodHeap is by how much the heap may grow while a flood goes on, once it
 	// has begun: nothing is kept for each SYN.
 	floodHeap = 4 << 20

@@ -2,6 +2,7 @@ package render
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -624,7 +625,11 @@ func (t *Text) Summary(s *Summary) error {
 	if s.Lost > 0 {
 		lost = thousands(s.Lost) + " lost"
 	}
-	t.head(s.Time, "summary", bold, fmt.Sprintf("%s: %s connections, %s events, %s", roughly(s.Duration), thousands(s.Connections), thousands(s.Events), lost))
+	connections := "connections"
+	if s.Connections == 1 {
+		connections = "connection"
+	}
+	t.head(s.Time, "summary", bold, fmt.Sprintf("%s: %s %s, %s events, %s", roughly(s.Duration), thousands(s.Connections), connections, thousands(s.Events), lost))
 	if s.Evicted > 0 {
 		t.para("  ", plain, thousands(s.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
 	}
@@ -633,6 +638,17 @@ func (t *Text) Summary(s *Summary) error {
 	t.audit(s)
 	t.cost(s.Cost)
 	return t.Flush()
+}
+
+// harm ranks severities, the worst first.
+func harm(s diagnose.Severity) int {
+	switch s {
+	case diagnose.Error:
+		return 0
+	case diagnose.Warning:
+		return 1
+	}
+	return 2
 }
 
 func (t *Text) verdicts(final []*Verdict) {
@@ -646,6 +662,9 @@ func (t *Text) verdicts(final []*Verdict) {
 		codes = max(codes, columns(Safe(v.Code)))
 		counts = max(counts, len(thousands(v.Count)))
 	}
+	// The worst first; those of one severity in the order in which they came.
+	final = slices.Clone(final)
+	slices.SortStableFunc(final, func(a, b *Verdict) int { return cmp.Compare(harm(a.Severity), harm(b.Severity)) })
 	for _, v := range final {
 		style := severityStyle(v.Severity)
 		start := "    " + padLeft(thousands(v.Count), counts) + "  " + t.style(style, Pad(string(v.Severity), tagWidth)) + "  "

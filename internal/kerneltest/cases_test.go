@@ -321,8 +321,8 @@ func exists(code string) bool {
 // hooks everything can.
 func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 	switch {
-	case missed > 0 && (code == "handshake-timeout" || code == "final-ack-lost" || id == "E-scan-silent"):
-		return "it is concluded from silence, and events were missed"
+	case missed > 0 && (code == "handshake-timeout" || code == "final-ack-lost" || code == "immediate-close" || id == "E-scan-silent"):
+		return "it is concluded from what does not come, or hangs on one event, and events were missed"
 	case code == "local-drop" && !c.HasDrops:
 		return "dropped segments are not seen"
 	case id == "K-local-drop-route" && !c.HasDropReasons:

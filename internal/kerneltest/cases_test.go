@@ -325,7 +325,8 @@ func exists(code string) bool {
 // hooks everything can.
 func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 	switch {
-	case missed > 0 && (code == "handshake-timeout" || code == "final-ack-lost" || code == "immediate-close" || id == "E-scan-silent"):
+	case missed > 0 && (code == "handshake-timeout" || code == "final-ack-lost" || code == "immediate-close" ||
+		code == "half-open" || id == "E-scan-silent"):
 		return "it is concluded from what does not come, or hangs on one event, and events were missed"
 	case code == "local-drop" && !c.HasDrops:
 		return "dropped segments are not seen"

@@ -291,10 +291,16 @@ func (c *Command) Process(p event.Process) bool {
 // Running lists descendants that live: as the kernel numbers them where forks
 // are noted, else as they are numbered here.
 func (c *Command) Running() []uint32 {
-	if c.forks != nil {
-		return c.forks.Living()
+	if c.forks == nil {
+		return c.cgroup.processes()
 	}
-	return c.cgroup.processes()
+	living := c.forks.Living()
+	// The kernel may have skipped the program that notes an end. Only in the
+	// initial pid namespace its numbers are those of here.
+	if p, err := host.ReadPrivileges(); err == nil && p.InitialPID {
+		living = slices.DeleteFunc(living, func(pid uint32) bool { return errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) })
+	}
+	return living
 }
 
 // Close stops following. What still runs goes on; the command's cgroup is

@@ -257,7 +257,7 @@ var necessary = map[string]row{
 	"fin-wait-stuck": {absence: true, needs: []need{{
 		what: "a socket, or what is left of one, in FIN_WAIT1 or FIN_WAIT2",
 		is: func(k *knowledge, e *event.Event) bool {
-			return was(e, event.StateFinWait1, event.StateFinWait2) || e.Kind == event.KindState && e.Old == event.StateFinWait2
+			return was(e, event.StateFinWait1, event.StateFinWait2) || e.Kind == event.KindState && (e.Old == event.StateFinWait1 || e.Old == event.StateFinWait2)
 		},
 	}}},
 	"time-wait-pileup": {needs: []need{{

@@ -227,7 +227,6 @@ func (w *Watcher) CheckAudit(t *testing.T, netns map[uint32]bool) {
 			// agent. Timers that expire together do so in one. The kernels of
 			// the matrix are held to every increment.
 			t.Logf("%s of namespace %d: kernel %d, explained %d", a.Counter, a.Netns, a.Kernel, a.Explained)
-			assert.NotZero(t, a.Explained, "%s of namespace %d", a.Counter, a.Netns)
 			continue
 		}
 		if m := w.missed(); a.Exact && m > 0 {

@@ -69,6 +69,12 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print("listening", flush=True)
     await stop.wait()
+    # asyncio drops what it has accepted and not yet begun to serve when its
+    # server is closed: accept no more, let these begin, and close then.
+    for s in server.sockets:
+        asyncio.get_running_loop().remove_reader(s.fileno())
+    for _ in range(3):
+        await asyncio.sleep(0)
     server.close()
     await asyncio.sleep(1)  # what was accepted last gets its handler
     draining.set()

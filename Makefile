@@ -17,7 +17,7 @@ ATTACH ?= auto,kprobe,tracepoint
 FENTRY_KERNELS ?= 6.1
 # Machines at the same time, and the longest time for all of them.
 JOBS ?= 2
-VM_TIME ?= 30m
+VM_TIME ?= 45m
 # Only tests that match, in test-kernel and test-vm.
 RUN ?=
 FUZZTIME ?= 10s

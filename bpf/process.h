@@ -113,30 +113,40 @@ static __always_inline int on_listen_exit(long ret)
 	return ret ? 0 : on_listen_return(a.fd, a.backlog);
 }
 
+/* What all ways to a failed bind() or listen() tell alike. */
+static __always_inline struct tcptrace_event *begin_bind_failed(struct sock *sk)
+{
+	struct tcptrace_event *e;
+	__u32 netns = netns_raw(&sk->__sk_common);
+
+	if (!netns_passes(netns))
+		return NULL;
+	e = begin(KIND_BIND_FAILED);
+	if (!e)
+		return NULL;
+	e->netns = netns;
+	e->sock = identity_raw(&sk->__sk_common);
+	e->err = EADDRINUSE;
+	e->flags = flags_raw(sk);
+	fill_process(e);
+	return e;
+}
+
 /* inet_csk_get_port found the port taken. bind() has put the address into the
  * socket by then; listen() asks again for a port that was bound before.
  */
 static __always_inline int on_bind_failed(struct sock *sk, __u16 port)
 {
 	struct tcptrace_event *e;
-	__u32 netns;
 
 	if (RD_raw(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	netns = netns_raw(&sk->__sk_common);
-	if (!netns_passes(netns))
-		return 0;
-	e = begin(KIND_BIND_FAILED);
+	e = begin_bind_failed(sk);
 	if (!e)
 		return 0;
-	e->netns = netns;
-	e->sock = identity_raw(&sk->__sk_common);
-	e->err = EADDRINUSE;
 	e->reason = RD_raw(sk, __sk_common.skc_state) == TCP_LISTEN;
-	e->flags = flags_raw(sk);
 	fill_addrs_raw(e, &sk->__sk_common);
 	e->local_port = port;
-	fill_process(e);
 	commit(e);
 	return 0;
 }
@@ -188,7 +198,6 @@ static __always_inline int on_bind_exit(long ret)
 	struct bind_args *p = bpf_map_lookup_elem(&binding, &thread), a;
 	struct tcptrace_event *e;
 	struct sock *sk;
-	__u32 netns;
 
 	if (!p)
 		return 0;
@@ -199,16 +208,9 @@ static __always_inline int on_bind_exit(long ret)
 	sk = tcp_of(sock_of_fd(a.fd, false));
 	if (!sk)
 		return 0;
-	netns = netns_raw(&sk->__sk_common);
-	if (!netns_passes(netns))
-		return 0;
-	e = begin(KIND_BIND_FAILED);
+	e = begin_bind_failed(sk);
 	if (!e)
 		return 0;
-	e->netns = netns;
-	e->sock = identity_raw(&sk->__sk_common);
-	e->err = EADDRINUSE;
-	e->flags = flags_raw(sk);
 	if (a.addr.family == AF_INET6) {
 		__builtin_memcpy(e->local, a.addr.v6, 16);
 	} else {
@@ -216,7 +218,6 @@ static __always_inline int on_bind_exit(long ret)
 		map_v4(e->remote, 0);
 	}
 	e->local_port = bpf_ntohs(a.addr.port);
-	fill_process(e);
 	commit(e);
 	return 0;
 }

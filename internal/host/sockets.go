@@ -64,9 +64,6 @@ func SocketOwners() (*Owners, error) {
 	return o, nil
 }
 
-// Len is the number of distinct pairs of socket and process.
-func (o *Owners) Len() int { return len(o.held) }
-
 // Owner returns the process to name for a socket: of several holders that
 // with the lowest pid, which after fork() is the one that made the socket.
 // It reports false when nobody is known to hold it.

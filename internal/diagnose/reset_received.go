@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
@@ -112,6 +113,9 @@ func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 			return // what the other end left was the last of it
 		}
 		causes = Codes(p)
+		if i := slices.Index(causes, codeResetSent); i > 0 && causes[0] == codeSlowAccept {
+			causes[0], causes[i] = causes[i], causes[0] // late accept() alone resets nothing
+		}
 		if left {
 			manner = mannerLeft
 		}

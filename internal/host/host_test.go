@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,6 +94,56 @@ func TestResolveNetns(t *testing.T) {
 	if !mounted {
 		t.Errorf("nsMounts() = %q, lacks %s", nsMounts(), path)
 	}
+}
+
+// A goroutine that moved to another namespace may have the process's first
+// thread, whose namespace /proc/self shows. A process of this test's begins
+// so: its init runs on the first thread.
+func TestSelfNetnsWhileAnotherThreadMoved(t *testing.T) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), movedEnv+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, out)
+	}
+	self, err := SelfNetns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("%d moved\n", self.Inode); string(out) != want {
+		t.Errorf("a process whose first thread moved found %q, want %q", out, want)
+	}
+}
+
+const movedEnv = "TCPTRACE_TEST_MOVED"
+
+func init() {
+	if os.Getenv(movedEnv) == "" {
+		return
+	}
+	runtime.LockOSThread()
+	fail := func(err error) {
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+	fail(unix.Unshare(unix.CLONE_NEWNET))
+	found := make(chan Netns)
+	go func() {
+		ns, err := SelfNetns()
+		fail(err)
+		found <- ns
+	}()
+	self := <-found
+	leader, err := os.Stat("/proc/self/ns/net")
+	fail(err)
+	how := "stayed"
+	if uint32(leader.Sys().(*syscall.Stat_t).Ino) != self.Inode {
+		how = "moved"
+	}
+	fmt.Println(self.Inode, how)
+	os.Exit(0)
 }
 
 func TestUnescapeMount(t *testing.T) {

@@ -33,9 +33,10 @@ var ErrNoNetns = errors.New("no such network namespace")
 // netnsDirs hold the names that ip-netns(8), Docker and CRI runtimes give.
 var netnsDirs = []string{"/run/netns", "/var/run/netns", "/run/docker/netns", "/var/run/docker/netns"}
 
-// SelfNetns returns the namespace of the calling process.
+// SelfNetns returns the namespace of the calling thread. The process's would be
+// that of its first thread, which [Enter] may have borrowed for a moment.
 func SelfNetns() (Netns, error) {
-	ns, err := statNetns("/proc/self/ns/net")
+	ns, err := statNetns("/proc/thread-self/ns/net")
 	if err != nil {
 		return Netns{}, fmt.Errorf("finding the own network namespace: %w", err)
 	}

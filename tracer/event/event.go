@@ -241,28 +241,28 @@ const (
 
 // Capabilities say what this kernel and these hooks can show.
 type Capabilities struct {
-	Kernel     string // uname -r
-	Attach     string // fentry, kprobe or tracepoint: the way most function hooks use
-	Identity   string // IdentityCookie or IdentityAddress
-	Hooks      []Hook
-	Unknowable []string // sentences for people
+	Kernel     string   `json:"kernel"`   // uname -r
+	Attach     string   `json:"attach"`   // fentry, kprobe or tracepoint: the way most function hooks use
+	Identity   string   `json:"identity"` // IdentityCookie or IdentityAddress
+	Hooks      []Hook   `json:"hooks"`
+	Unknowable []string `json:"unknowable"` // sentences for people
 
 	// What rules need to know before they conclude anything from absence.
-	HasAccept     bool // KindAccept is seen
-	HasSYNDrops   bool // KindSYNDropped is seen
-	HasACKDrops   bool // KindACKOverflow is seen
-	HasRSTReason  bool // KindRSTSent carries the kernel's reason
-	HasAllRSTSent bool // KindRSTSent includes resets without a full socket
-	HasListenArg  bool // KindListen is seen
+	HasAccept     bool `json:"has_accept"`       // KindAccept is seen
+	HasSYNDrops   bool `json:"has_syn_drops"`    // KindSYNDropped is seen
+	HasACKDrops   bool `json:"has_ack_drops"`    // KindACKOverflow is seen
+	HasRSTReason  bool `json:"has_rst_reason"`   // KindRSTSent carries the kernel's reason
+	HasAllRSTSent bool `json:"has_all_rst_sent"` // KindRSTSent includes resets without a full socket
+	HasListenArg  bool `json:"has_listen_arg"`   // KindListen is seen
 
-	HasRequestAborts    bool // KindRequestAborted is seen
-	HasBindFailures     bool // KindBindFailed is seen
-	HasProbes           bool // KindProbe is seen
-	HasDrops            bool // KindSegmentDropped is seen, at least for netfilter
-	HasDropReasons      bool // and with the kernel's reason
-	HasMemory           bool // KindMemory is seen
-	HasTimeWaitOverflow bool // KindTimeWaitOverflow is seen
+	HasRequestAborts    bool `json:"has_request_aborts"`     // KindRequestAborted is seen
+	HasBindFailures     bool `json:"has_bind_failures"`      // KindBindFailed is seen
+	HasProbes           bool `json:"has_probes"`             // KindProbe is seen
+	HasDrops            bool `json:"has_drops"`              // KindSegmentDropped is seen, at least for netfilter
+	HasDropReasons      bool `json:"has_drop_reasons"`       // and with the kernel's reason
+	HasMemory           bool `json:"has_memory"`             // KindMemory is seen
+	HasTimeWaitOverflow bool `json:"has_time_wait_overflow"` // KindTimeWaitOverflow is seen
 
-	RSTReasons  map[uint32]string // enum sk_rst_reason from BTF, e.g. 11: "TCP_ABORT_ON_CLOSE"
-	DropReasons map[uint32]string // enum skb_drop_reason from BTF, e.g. 8: "NETFILTER_DROP"
+	RSTReasons  map[uint32]string `json:"rst_reasons"`  // enum sk_rst_reason from BTF, e.g. 11: "TCP_ABORT_ON_CLOSE"
+	DropReasons map[uint32]string `json:"drop_reasons"` // enum skb_drop_reason from BTF, e.g. 8: "NETFILTER_DROP"
 }

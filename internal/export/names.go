@@ -1,0 +1,131 @@
+package export
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// kinds are the names of docs/events.md, and where a timeline has an entry for
+// just this event, that entry's name.
+var kinds = [...]string{
+	event.KindState:            "state",
+	event.KindListen:           "listen",
+	event.KindAccept:           "accepted",
+	event.KindShutdown:         "shutdown-called",
+	event.KindSYNDropped:       "syn-dropped",
+	event.KindSYNQueueFull:     "syn-queue-full",
+	event.KindACKOverflow:      "ack-overflow",
+	event.KindSYNACKRetrans:    "syn-ack-retransmitted",
+	event.KindRetransmit:       "retransmitted",
+	event.KindRTO:              "rto",
+	event.KindRSTSent:          "rst-sent",
+	event.KindRSTReceived:      "rst-received",
+	event.KindRequestAborted:   "request-aborted",
+	event.KindSnapshot:         "snapshot",
+	event.KindBindFailed:       "bind-failed",
+	event.KindProbe:            "probe",
+	event.KindSegmentDropped:   "dropped",
+	event.KindMemory:           "memory",
+	event.KindTimeWaitOverflow: "time-wait-overflow",
+}
+
+// kindName names a kind; of one that is not known it gives the number.
+func kindName(k event.Kind) string {
+	if int(k) < len(kinds) && kinds[k] != "" {
+		return kinds[k]
+	}
+	return fmt.Sprintf("kind %d", k)
+}
+
+// stateName is the kernel's name of a state; of one that is not known it gives
+// the number.
+func stateName(s event.State) string {
+	if n := timeline.StateName(s); n != "unknown" || s == event.StateUnknown {
+		return n
+	}
+	return fmt.Sprintf("state %d", s)
+}
+
+// flagNames are the names of docs/events.md, by bit.
+var flagNames = [16]string{
+	"Dead", "Done", "Keepalive", "Linger", "ShutRD", "ShutWR", "RST", "Cookie",
+	"TimeWait", "TimeWaitFW2", "Ambiguous", "NoSocket", "LingerZero", "Inferred", "Process", "",
+}
+
+// appendFlags appends the names of an event's flags.
+func appendFlags(list []string, e *event.Event) []string {
+	for i, name := range flagNames {
+		if e.Flags&(1<<i) == 0 {
+			continue
+		}
+		switch {
+		case name != "":
+		case e.Kind == event.KindSYNACKRetrans:
+			name = "ACKed"
+		case e.Kind == event.KindState:
+			name = "Exiting"
+		default:
+			name = "bit 15"
+		}
+		list = append(list, name)
+	}
+	return list
+}
+
+// reasonName says in a word what Event.Reason means; "" where it has no name,
+// or is a count.
+func reasonName(e *event.Event, c *event.Capabilities) string {
+	of := func(names ...string) string {
+		if e.Reason < uint32(len(names)) {
+			return names[e.Reason]
+		}
+		return ""
+	}
+	switch e.Kind {
+	case event.KindShutdown:
+		return of("SHUT_RD", "SHUT_WR", "SHUT_RDWR")
+	case event.KindBindFailed:
+		return of("bind", "listen")
+	case event.KindProbe:
+		return of("", "keepalive", "zero-window")
+	case event.KindMemory:
+		return of("", "orphans")
+	case event.KindRequestAborted:
+		return tcpFlags(uint8(e.Reason))
+	case event.KindRSTSent:
+		return render.Safe(c.RSTReasons[e.Reason])
+	case event.KindSegmentDropped:
+		return render.Safe(c.DropReasons[e.Reason])
+	}
+	return ""
+}
+
+// tcpFlags names the bits of a TCP header, such as "SYN ACK".
+func tcpFlags(f uint8) string {
+	var names []string
+	for i, name := range [...]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"} {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// ofListener tells which facts an event has, see docs/events.md: those of a
+// listening socket, or the traffic of another one.
+func ofListener(e *event.Event) bool {
+	switch e.Kind {
+	case event.KindListen, event.KindSYNDropped, event.KindSYNQueueFull, event.KindACKOverflow,
+		event.KindSYNACKRetrans, event.KindRequestAborted:
+		return true
+	case event.KindState:
+		return e.Old == event.StateListen || e.New == event.StateListen
+	case event.KindSnapshot, event.KindRSTSent:
+		return e.New == event.StateListen
+	}
+	return false
+}

@@ -52,6 +52,10 @@ kernel_pattern := $(subst $() $(),|,$(patsubst ./%,/%,$(patsubst %/...,%,$(KERNE
 test: ## tests that need no kernel's help, with the race detector
 	@packages=$$($(GO) list ./... | grep -vE '($(kernel_pattern))(/|$$)') && $(GO) test -race $$packages
 
+.PHONY: test-duckdb
+test-duckdb: ## read back with DuckDB what export writes; a module of its own, needs g++
+	cd internal/export/readback && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -count=1 ./...
+
 .PHONY: test-kernel
 test-kernel: ## tests on the running kernel, as root
 	$(GO) test -count=1 -p=1 -timeout=15m $(if $(RUN),-run='$(RUN)') $(if $(AS_ROOT),-exec='$(AS_ROOT)') $(KERNEL_PACKAGES)

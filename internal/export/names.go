@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -74,6 +76,15 @@ func appendFlags(list []string, e *event.Event) []string {
 		list = append(list, name)
 	}
 	return list
+}
+
+// errnoName names a Linux errno, such as ECONNRESET. Those of TCP have the same
+// numbers on all that tcptrace runs on.
+func errnoName(n uint16) string {
+	if name := unix.ErrnoName(unix.Errno(n)); name != "" {
+		return name
+	}
+	return fmt.Sprintf("errno %d", n)
 }
 
 // reasonName says in a word what Event.Reason means; "" where it has no name,

@@ -67,8 +67,8 @@ func TestParquetMemoryIsBounded(t *testing.T) {
 		require.NoError(t, sink.Close())
 		return p.most
 	}
-	few, many := measure(20_000), measure(120_000)
-	t.Logf("%d MB, and %d MB for six times as many", few>>20, many>>20)
+	few, many := measure(20_000), measure(80_000)
+	t.Logf("%d MB, and %d MB for four times as many", few>>20, many>>20)
 	require.Less(t, many, few*2)
 	require.Less(t, many, uint64(200<<20))
 }

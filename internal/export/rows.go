@@ -6,7 +6,6 @@ import (
 
 	"github.com/tcptrace/tcptrace/internal/container"
 	"github.com/tcptrace/tcptrace/internal/render"
-	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -19,6 +18,7 @@ type eventRow struct {
 	Run        int32   `parquet:"run,dict"`
 	Seq        int64   `parquet:"seq,delta"`
 	Time       *int64  `parquet:"time,timestamp(nanosecond:utc),optional"`
+	TimeNS     *int64  `parquet:"time_ns,optional"`
 	BootTimeNS int64   `parquet:"boottime_ns,delta"`
 	Kind       string  `parquet:"kind,dict"`
 	KindNumber uint32  `parquet:"kind_number,uint(8),dict"`
@@ -186,10 +186,10 @@ func containerColumns(c *container.Container) (id, runtime, pod *string) {
 	return text(c.ID), text(c.Runtime), text(c.Pod)
 }
 
-// fill makes a row of an event, to which the row refers from then on. extra
-// takes what is not in e itself.
+// fill makes a row of an event, to which the row refers from then on.
 func (r *eventRow) fill(e *event.Event, at render.Stamp, conn string, c *event.Capabilities) {
 	r.Time, r.BootTimeNS = stamp(at), e.Time
+	r.TimeNS = r.Time // some readers cut the other off at the microsecond
 	r.Kind, r.KindNumber = kindName(e.Kind), uint32(e.Kind)
 	r.OldState, r.NewState = stateName(e.Old), stateName(e.New)
 	r.Netns = e.Netns
@@ -213,7 +213,7 @@ func (r *eventRow) fill(e *event.Event, at render.Stamp, conn string, c *event.C
 	r.Flags, r.FlagsRaw = appendFlags(r.Flags[:0], e), uint32(e.Flags)
 	r.Err, r.ErrName = uint32(e.Err), nil
 	if e.Err != 0 {
-		r.ErrName = text(timeline.Errno(e.Err))
+		r.ErrName = number(errnoName(e.Err))
 	}
 	r.Attempt, r.Reason, r.ReasonName = uint32(e.Attempt), e.Reason, number(reasonName(e, c))
 

@@ -21,9 +21,9 @@ type decoder struct {
 	at     int64
 	newest int64
 	ev     event.Event
-	// whole says that all lines of the snapshot at hand were handed over so far.
-	whole bool
-	netns uint32 // the snapshot's
+	// partial says that something is missing since the last beginning of a
+	// snapshot.
+	partial bool
 
 	shapes    []shape
 	addrs     []netip.Addr
@@ -64,7 +64,7 @@ func newDecoder(h *Header, feed Feed) *decoder {
 
 // broken is called when something is missing: what came of a snapshot is not
 // the whole of it.
-func (d *decoder) broken() { d.whole = false }
+func (d *decoder) broken() { d.partial = true }
 
 // payload hands over the records of one frame and returns how many events it
 // had. After an error, those before it were handed over.
@@ -166,7 +166,7 @@ func (d *decoder) record(tag uint64) error {
 		if err != nil {
 			return err
 		}
-		d.whole, d.netns = true, netns
+		d.partial = false
 		d.feed.BeginSnapshot(netns, at)
 	case tagEndSnapshot:
 		at := d.time()
@@ -174,10 +174,9 @@ func (d *decoder) record(tag uint64) error {
 		if err != nil {
 			return err
 		}
-		if d.whole && d.netns == netns {
+		if !d.partial {
 			d.feed.EndSnapshot(netns, at)
 		}
-		d.whole = false
 	case tagNamespace:
 		return d.namespace()
 	case tagAbout:
@@ -371,7 +370,7 @@ func (d *decoder) event(shape uint64) (snapshot bool, err error) {
 		comm = d.texts[i]
 	}
 	if s.has&isSnapshot != 0 {
-		if d.whole {
+		if !d.partial {
 			d.feed.Snapshot(e, pid, comm)
 		}
 		return true, nil

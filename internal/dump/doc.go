@@ -11,7 +11,8 @@ package dump
 import "github.com/tcptrace/tcptrace/tracer/event"
 
 // Feed takes what a run learns, in the order in which it learns it. Times are
-// CLOCK_BOOTTIME in nanoseconds. Events are only valid during the call.
+// CLOCK_BOOTTIME in nanoseconds. Events are only valid during the call,
+// and a feed may change them.
 type Feed interface {
 	// Clock tells what must be added to a time to have the wall clock's, in
 	// nanoseconds since 1970.

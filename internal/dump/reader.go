@@ -138,13 +138,14 @@ func (r *Reader) Close() { r.z.close() }
 // Damages and, where events are missing, by the feed's Lost.
 func (r *Reader) Next(feed Feed) error { return r.next(feed, false) }
 
-// Continue is Next for a part that follows another one, whose events were
-// before: preambles repeat what was told there.
-func (r *Reader) Continue(feed Feed, before uint64) error {
+// Continue is Next for a part that comes after another one of the same
+// recording, whose events up to there were told. If it follows at once, its
+// preambles repeat what was told there.
+func (r *Reader) Continue(feed Feed, told uint64, follows bool) error {
 	if !r.began {
-		r.began, r.told = true, before
+		r.began, r.told = true, told
 	}
-	return r.next(feed, true)
+	return r.next(feed, follows)
 }
 
 // Told is how many events of the recording were handed over or told lost.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,16 @@ func ClockOffset() int64 {
 		}
 	}
 	return offset
+}
+
+// BootID names this boot of the host, "" if it cannot be read: two moments of
+// CLOCK_BOOTTIME can only be compared within one.
+func BootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // Usage returns the processor time that this process has used so far, and

@@ -90,12 +90,16 @@ const (
 	maxNamed   = 5
 )
 
-// attempts bounds how often counters that keep moving are read again.
-const attempts = 20
+// attempts bounds how often counters that keep moving are read again, and
+// fewAttempts the same in the middle of a run.
+const (
+	attempts    = 20
+	fewAttempts = 3
+)
 
 // read reads both sides of several namespaces so that they agree: again while
 // anything moved meanwhile, since the two sides cannot be read at once.
-func (a *auditor) read(spaces []host.Netns) (map[uint32]reading, map[uint32]error) {
+func (a *auditor) read(spaces []host.Netns, attempts int) (map[uint32]reading, map[uint32]error) {
 	readings := make(map[uint32]reading, len(spaces))
 	errs := make(map[uint32]error)
 	todo := slices.Clone(spaces)
@@ -155,7 +159,7 @@ func (a *auditor) read(spaces []host.Netns) (map[uint32]reading, map[uint32]erro
 // tracing begins.
 func (a *auditor) begin(spaces []host.Netns) {
 	a.spaces = make(map[uint32]*audit, len(spaces))
-	readings, errs := a.read(spaces)
+	readings, errs := a.read(spaces, attempts)
 	for _, ns := range spaces {
 		a.spaces[ns.Inode] = &audit{ns: ns, first: readings[ns.Inode], err: errs[ns.Inode]}
 	}
@@ -191,9 +195,10 @@ func (a *auditor) reused(inode uint32) bool {
 	return s != nil && errors.Is(s.err, errReused)
 }
 
-// end compares. It leaves out namespaces where nothing was counted on either
-// side, and tells of those that could not be compared.
-func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []string) {
+// compare holds the counters as they are now against the first readings. It
+// out namespaces where nothing was counted on either side, and tells of those
+// that could not be compared.
+func (a *auditor) compare(caps event.Capabilities, attempts int) (lines []render.Audit, notes []string) {
 	// The process by which a namespace was entered may not be the last in it.
 	ways := make(map[uint32]host.Netns)
 	if now, err := host.Namespaces(); err == nil {
@@ -212,7 +217,7 @@ func (a *auditor) end(caps event.Capabilities) (lines []render.Audit, notes []st
 		spaces = append(spaces, s.ns)
 	}
 	slices.SortFunc(spaces, func(x, y host.Netns) int { return cmp.Compare(x.Inode, y.Inode) })
-	last, errs := a.read(spaces)
+	last, errs := a.read(spaces, attempts)
 	inexact := inexact(caps)
 	var gone []string
 	for _, ns := range spaces {

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/tcptrace/tcptrace/internal/dump"
 	"github.com/tcptrace/tcptrace/internal/host"
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/tracer"
@@ -31,6 +32,20 @@ type Tracer interface {
 
 var _ Tracer = (*tracer.Tracer)(nil)
 
+// Recorder keeps what a run learns. Its methods are called from one goroutine
+// and must not wait for a disk.
+type Recorder interface {
+	dump.Feed
+	// Begin is called before anything else, with the header but for what is the
+	// recorder's: which run and part it is, and whether it is redacted.
+	Begin(h dump.Header) error
+	// Tick is called about once a second. All sockets are looked at soon after
+	// it asked for a snapshot; its error ends the run.
+	Tick(now int64) (snapshot bool, err error)
+	// End is called once, as the last.
+	End(e dump.End) error
+}
+
 // Config of [Run].
 type Config struct {
 	Options
@@ -43,6 +58,10 @@ type Config struct {
 	// and older sockets are known. Its error ends the run. May be nil.
 	Ready func() error
 	Log   *zap.Logger // may be nil
+	// Record keeps what the run learns; may be nil. Header is what of the dump's
+	// header only the caller knows.
+	Record Recorder
+	Header dump.Header
 	// LookShare is how much of one processor looking at all sockets may take on
 	// average, 0.02 if 0.
 	LookShare float64
@@ -84,8 +103,10 @@ const (
 type live struct {
 	Config
 	m       *Machine
+	in      dump.Feed // the machine, and the recorder if there is one
 	caps    event.Capabilities
 	audit   auditor
+	audited int64 // when the recorder was last told of the counters
 	cost    *costs
 	spaces  map[uint32]*space
 	pending []uint32 // namespaces seen for the first time, to be looked through
@@ -151,7 +172,10 @@ func Run(ctx context.Context, cfg Config) (*render.Summary, error) {
 	}
 	o.Scoped = cfg.Scope != nil
 	l.m = NewMachine(o)
-	l.m.SetClock(render.Clock{Offset: host.ClockOffset()})
+	l.in = l.m
+	if l.Record != nil {
+		l.in = both{l.m, l.Record}
+	}
 	l.audit.tracer = cfg.Tracer
 	l.cost = newCosts(cfg.Tracer, cfg.Log)
 	defer l.cost.close()
@@ -163,7 +187,7 @@ func Run(ctx context.Context, cfg Config) (*render.Summary, error) {
 		l.owners = p.InitialPID
 	}
 
-	err := l.begin()
+	err := l.begin(o.Timeline.Key)
 	began := host.Now()
 	if err == nil {
 		err = l.loop(ctx, began)
@@ -195,13 +219,21 @@ func hurry(log *zap.Logger) func() {
 
 // begin shows the start, takes the audit's first readings, and learns what
 // exists already.
-func (l *live) begin() error {
-	if err := l.Out.Start(&render.Start{
-		Time: render.Clock{Offset: host.ClockOffset()}.Stamp(host.Now()), Version: l.Version, Kernel: l.caps.Kernel, Host: l.Host,
-		Attach: l.caps.Attach, Hooks: l.caps.Hooks, Unknowable: l.caps.Unknowable,
-	}); err != nil {
+func (l *live) begin(key [16]byte) error {
+	offset, now := host.ClockOffset(), host.Now()
+	h := l.Header
+	h.Tool, h.Kernel, h.Host, h.BootID = l.Version, l.caps.Kernel, l.Host, host.BootID()
+	h.Started, h.StartedBoot, h.Key, h.Capabilities = now+offset, now, key, l.caps
+	if l.Record != nil {
+		if err := l.Record.Begin(h); err != nil {
+			return err
+		}
+	}
+	if err := l.Out.Start(start(&h)); err != nil {
 		return err
 	}
+	l.in.Clock(offset)
+	l.audited = now
 	spaces, err := host.Namespaces()
 	if err != nil {
 		l.Log.Warn("listing network namespaces", zap.Error(err))
@@ -233,7 +265,7 @@ func (l *live) learn(ns host.Netns) {
 		l.Log.Warn("a network namespace's settings stay unknown", zap.Error(err))
 	}
 	l.spaces[ns.Inode] = &space{ns: ns, known: err == nil, facts: facts}
-	l.m.Namespace(facts)
+	l.in.Namespace(facts)
 }
 
 // relearn tells the machine of settings that have changed.
@@ -246,7 +278,7 @@ func (l *live) relearn(inodes []uint32) {
 		// One that has ended meanwhile is another's concern (retry).
 		if facts, err := host.ReadSysctls(s.ns); err == nil && facts != s.facts {
 			s.facts = facts
-			l.m.Namespace(facts)
+			l.in.Namespace(facts)
 		}
 		l.meanwhile(0)
 	}
@@ -265,7 +297,7 @@ func (l *live) meet(inode uint32) {
 		// It may be too young to be found, or gone already.
 		l.Log.Debug("a network namespace was not found", zap.Uint32("inode", inode), zap.Error(err))
 		l.spaces[inode] = &space{ns: host.Netns{Inode: inode}, tries: 1}
-		l.m.Namespace(event.Namespace{Inode: inode})
+		l.in.Namespace(event.Namespace{Inode: inode})
 		return
 	}
 	l.audit.add(ns)
@@ -335,7 +367,7 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 			l.Log.Debug("opening a network namespace", zap.Error(err))
 			continue
 		}
-		l.m.BeginSnapshot(ns.Inode, host.Now())
+		l.in.BeginSnapshot(ns.Inode, host.Now())
 		err = l.Tracer.Snapshot(int(file.Fd()), func(e *event.Event) {
 			var owner host.Owner
 			if owners != nil && e.Inventory != nil && e.Inventory.Inode != 0 {
@@ -344,13 +376,13 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 			if owner.PID != 0 && !told[owner.PID] {
 				told[owner.PID] = true
 				if p, err := host.ReadProcess(owner.PID); err == nil {
-					l.m.Process(p)
+					l.in.Process(p)
 					if l.Scope != nil {
 						l.m.Member(p.PID, p.Comm, l.Scope.Process(p))
 					}
 				}
 			}
-			l.m.Snapshot(e, owner.PID, owner.Comm)
+			l.in.Snapshot(e, owner.PID, owner.Comm)
 			if lines++; lines%linesBetween == 0 {
 				l.meanwhile(0)
 			}
@@ -366,7 +398,7 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 			l.Log.Warn("listing the sockets of a network namespace", zap.Uint32("inode", ns.Inode), zap.Error(err))
 			continue
 		}
-		l.m.EndSnapshot(ns.Inode, host.Now())
+		l.in.EndSnapshot(ns.Inode, host.Now())
 	}
 }
 
@@ -433,11 +465,13 @@ func (l *live) loop(ctx context.Context, began int64) error {
 		now := host.Now()
 		l.handle(batch[:n])
 		if n < len(batch) {
-			l.m.Advance(now - int64(settle)) // the ring is empty
+			l.in.Advance(now - int64(settle)) // the ring is empty
 		}
 		if now >= next {
 			next = now + int64(housekeeping)
-			l.keep(now)
+			if err := l.keep(now); err != nil {
+				return err
+			}
 		}
 		if err := l.flush(); err != nil {
 			return err
@@ -484,10 +518,10 @@ func (l *live) handle(batch []event.Event) {
 					clear(l.procs)
 				}
 				l.procs[e.PID] = now
-				l.m.Process(event.Process{PID: e.PID, Comm: e.Comm.String(), Cgroup: l.cgroupOf(e)})
+				l.in.Process(event.Process{PID: e.PID, Comm: e.Comm.String(), Cgroup: l.cgroupOf(e)})
 			}
 		}
-		l.m.Event(e)
+		l.in.Event(e)
 	}
 }
 
@@ -511,9 +545,9 @@ func (l *live) cgroupOf(e *event.Event) string {
 	return path
 }
 
-// keep does what is due once a second.
-func (l *live) keep(now int64) {
-	l.m.SetClock(render.Clock{Offset: host.ClockOffset()})
+// keep does what is due once a second. The error is the recorder's.
+func (l *live) keep(now int64) error {
+	l.in.Clock(host.ClockOffset())
 	l.losses(now)
 	l.cost.tick(now, l.m.events)
 	l.retry()
@@ -523,7 +557,11 @@ func (l *live) keep(now int64) {
 	var want []uint32
 	// A round costs a share of one processor that stays the same however many
 	// sockets there are.
-	all := now-l.round >= max(int64(l.m.SnapshotEvery()), int64(float64(l.took)/l.LookShare))
+	snapshot, err := l.recorded(now)
+	if err != nil {
+		return err
+	}
+	all := snapshot || now-l.round >= max(int64(l.m.SnapshotEvery()), int64(float64(l.took)/l.LookShare))
 	lost := l.again && now-l.synced >= int64(resync)
 	if lost {
 		l.again, l.synced = false, now
@@ -554,9 +592,28 @@ func (l *live) keep(now int64) {
 	if all {
 		// Owners come with events; those of older sockets are known.
 		l.look(spaces, lost || len(pending) > 0)
-		return
+		return nil
 	}
 	l.snapshot(spaces, true)
+	return nil
+}
+
+// auditEvery is how often a recording is told of the counters.
+const auditEvery = time.Minute
+
+// recorded gives the recorder its turn, and reports whether it wants a look at
+// all sockets.
+func (l *live) recorded(now int64) (snapshot bool, err error) {
+	if l.Record == nil {
+		return false, nil
+	}
+	if now-l.audited >= int64(auditEvery) {
+		began := l.audited
+		l.audited = now
+		lines, notes := l.audit.compare(l.caps, fewAttempts)
+		l.Record.Audit(auditOf(now, time.Duration(now-began), lines, notes))
+	}
+	return l.Record.Tick(now)
 }
 
 // look looks at all sockets.
@@ -601,7 +658,7 @@ func (l *live) losses(now int64) {
 	slices.Sort(causes)
 	for _, where := range causes {
 		if n := stats.Lost[where]; n > l.lost[where] {
-			l.m.Lost(now, event.Lost{Where: where, Count: n - l.lost[where]})
+			l.in.Lost(now, event.Lost{Where: where, Count: n - l.lost[where]})
 			l.lost[where] = n
 			l.again = true
 		}
@@ -614,7 +671,7 @@ func (l *live) finish(began int64, err error) (*render.Summary, error) {
 	var s render.Summary
 	// The audit compares what was counted while the hooks were there.
 	if err == nil {
-		s.Audit, s.AuditNotes = l.audit.end(l.caps)
+		s.Audit, s.AuditNotes = l.audit.compare(l.caps, attempts)
 	}
 	l.Tracer.Stop()
 	batch := make([]event.Event, batchSize)
@@ -634,6 +691,9 @@ func (l *live) finish(began int64, err error) (*render.Summary, error) {
 	s.Duration = time.Duration(now - began)
 	s.Cost = l.cost.end(now, l.m.events)
 	s.Cost.Filtered = l.m.narrow
+	if l.Record != nil {
+		err = errors.Join(err, l.Record.End(endOf(now, s, err)))
+	}
 	if err != nil {
 		if l.m.Err() != nil {
 			return &s, err // nothing can be shown any more

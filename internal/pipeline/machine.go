@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/dump"
 	"github.com/tcptrace/tcptrace/internal/filter"
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/internal/timeline"
@@ -30,6 +31,16 @@ type Options struct {
 	Count    uint64           // things to show before Done, 0: no limit
 	Timeline timeline.Options // its Observer is the machine's
 	Diagnose diagnose.Options
+	// Spaces are names of network namespaces that the filter means beside its
+	// inode numbers.
+	Spaces []string
+	// Since leaves out what was over before it; 0 nothing. What is counted then
+	// counts for what goes on.
+	Since render.Stamp
+	// Raw is told of each event, and of each line of a snapshot, after the
+	// timeline took it, with the connection that it is of, "" none; e is only
+	// valid during the call. May be nil.
+	Raw func(e *event.Event, at render.Stamp, conn string)
 }
 
 // Machine turns events into output. It belongs to one goroutine.
@@ -47,6 +58,7 @@ type Machine struct {
 
 	narrow bool           // the filter looks at addresses, ports or namespaces
 	cur    *timeline.Conn // whom the observer is being told of
+	met    *timeline.Conn // whom the observer was last told of
 	// recent holds connections that ended lately, for the timelines of
 	// examples.
 	recent    [512]*timeline.Conn
@@ -75,6 +87,7 @@ type verdictKey struct {
 type growth struct {
 	count uint64
 	at    int64
+	early uint64 // the count before Options.Since, when nothing was shown yet
 }
 
 func keyOf(v *diagnose.Verdict) verdictKey { return verdictKey{v.Code, v.Key} }
@@ -84,7 +97,7 @@ func NewMachine(o Options) *Machine {
 	f := &o.Filter
 	m := &Machine{
 		o:       o,
-		narrow:  len(f.Ports)+len(f.LocalPorts)+len(f.RemotePorts)+len(f.Addrs)+len(f.Netns) > 0,
+		narrow:  len(f.Ports)+len(f.LocalPorts)+len(f.RemotePorts)+len(f.Addrs)+len(f.Netns)+len(o.Spaces) > 0,
 		cgroups: make(map[uint32]string),
 		growing: make(map[verdictKey]growth),
 		counts:  make(map[string]uint64),
@@ -92,6 +105,10 @@ func NewMachine(o Options) *Machine {
 	if o.Scoped {
 		m.members = newMembers()
 	}
+	if len(o.Spaces) > 0 {
+		f.Netns = append(slices.Clip(f.Netns), 0) // of which there is none
+	}
+	m.o.Filter.Netns = f.Netns
 	if o.Scoped || len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
 		o.Diagnose.Mine = func(o timeline.Owner) bool { return m.meant(o) && f.MatchProcess(o.PID, o.Comm, o.Cgroup) }
 	}
@@ -101,21 +118,66 @@ func NewMachine(o Options) *Machine {
 	return m
 }
 
-// SetClock tells how to show times from now on.
-func (m *Machine) SetClock(c render.Clock) { m.clock = c }
+// Clock tells what to add to a time for the wall clock's from now on.
+func (m *Machine) Clock(offset int64) { m.clock = render.Clock{Offset: offset} }
+
+// Audit takes a reading of the counters. That of the end comes with the
+// summary.
+func (m *Machine) Audit(dump.Audit) {}
 
 // Event takes the next event, in arrival order. It keeps nothing of e.
 func (m *Machine) Event(e *event.Event) {
 	m.events++
 	m.now = max(m.now, e.Time)
 	m.at = e.Time
-	m.tracker.Handle(e)
+	if m.o.Raw != nil {
+		m.raw(e)
+	} else {
+		m.tracker.Handle(e)
+	}
 	m.at = 0
 }
+
+// raw has the timeline take an event and tells of it.
+func (m *Machine) raw(e *event.Event) {
+	c := m.tracker.Conn(e.Sock)
+	m.met = nil
+	as := *e // the timeline may correct it
+	m.tracker.Handle(&as)
+	if after := m.tracker.Conn(e.Sock); after != nil {
+		c = after
+	} else if c == nil {
+		c = m.met
+	}
+	f := &m.o.Filter
+	if m.narrow && !f.MatchTuple(e.Netns, e.Local, e.Remote) || !m.late(m.clock.Stamp(e.Time)) {
+		return
+	}
+	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
+		o := timeline.Owner{PID: e.PID, Comm: e.Comm.String(), Cgroup: m.cgroups[e.PID]}
+		if c != nil {
+			o = c.Owner()
+		}
+		if !f.MatchProcess(o.PID, o.Comm, o.Cgroup) {
+			return
+		}
+	}
+	id := ""
+	if c != nil {
+		id = c.ID()
+	}
+	m.o.Raw(e, m.clock.Stamp(e.Time), id)
+}
+
+// late reports whether a time, 0 unknown, is one that was asked for.
+func (m *Machine) late(t render.Stamp) bool { return m.o.Since == 0 || t == 0 || t >= m.o.Since }
 
 // Namespace tells the facts of a network namespace.
 func (m *Machine) Namespace(ns event.Namespace) {
 	m.o.Out.Namespace(ns)
+	if ns.Name != "" && slices.Contains(m.o.Spaces, ns.Name) && !slices.Contains(m.o.Filter.Netns, ns.Inode) {
+		m.o.Filter.Netns = append(m.o.Filter.Netns, ns.Inode)
+	}
 	m.tracker.Namespace(ns)
 }
 
@@ -135,7 +197,11 @@ func (m *Machine) BeginSnapshot(netns uint32, now int64) { m.tracker.BeginSnapsh
 
 // Snapshot takes one socket of a snapshot; pid 0 is an unknown owner.
 func (m *Machine) Snapshot(e *event.Event, pid uint32, comm string) {
-	m.tracker.Handle(e)
+	if m.o.Raw != nil {
+		m.raw(e)
+	} else {
+		m.tracker.Handle(e)
+	}
 	if pid != 0 {
 		m.tracker.SnapshotOwner(e.Sock, pid, comm)
 	}
@@ -215,6 +281,7 @@ func (g *gate) of(c *timeline.Conn) bool {
 }
 
 func (g *gate) Entry(c *timeline.Conn, e *timeline.Entry) {
+	g.met = c
 	if !g.of(c) {
 		return
 	}
@@ -227,6 +294,9 @@ func (g *gate) Entry(c *timeline.Conn, e *timeline.Entry) {
 		at := e.At
 		if e.Count > 1 && m.at != 0 {
 			at = m.at // the entry has the time of the first
+		}
+		if !m.late(m.clock.Stamp(at)) {
+			return
 		}
 		m.show(func() error { return m.o.Out.Event(render.NewEvent(c, e, at, m.clock)) })
 	}
@@ -259,7 +329,7 @@ func (g *gate) Ended(c *timeline.Conn) {
 	}
 	// After a loss everything that lived then is incomplete: that is said once,
 	// and not of each connection of which nothing worse is known.
-	if m.o.Show.Connections && (m.o.Show.All || diagnose.Wrong(c)) && m.owned(c) {
+	if m.o.Show.Connections && (m.o.Show.All || diagnose.Wrong(c)) && m.owned(c) && m.late(m.clock.Stamp(c.Closed())) {
 		m.show(func() error { return m.o.Out.Connection(render.NewConnection(c, m.now, m.clock)) })
 	}
 }
@@ -272,7 +342,7 @@ func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {
 	m := (*Machine)(g)
 	o := l.Owner()
 	if m.o.Show.Events && e.Kind == timeline.EntryListen && m.o.Filter.MatchState(event.StateListen) &&
-		m.o.Filter.MatchProcess(o.PID, o.Comm, o.Cgroup) && m.meant(o) && len(m.o.Filter.Codes) == 0 {
+		m.o.Filter.MatchProcess(o.PID, o.Comm, o.Cgroup) && m.meant(o) && len(m.o.Filter.Codes) == 0 && m.late(m.clock.Stamp(e.At)) {
 		m.show(func() error { return m.o.Out.Event(render.NewListen(l, e, m.clock)) })
 	}
 }
@@ -324,7 +394,18 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 	was := m.growing[key]
 	out := &render.Verdict{
 		Time: m.clock.Stamp(m.now), First: m.clock.Stamp(v.First), Last: m.clock.Stamp(v.Last),
-		Phase: p, Verdict: v, Since: was.count,
+		Phase: p, Verdict: v, Since: was.count, Early: was.early,
+	}
+	if !m.late(out.Last) {
+		if p == diagnose.PhaseFinal {
+			delete(m.growing, key)
+		} else {
+			m.growing[key] = growth{early: v.Count}
+		}
+		return
+	}
+	if was.early != 0 && was.at == 0 && p == diagnose.PhaseGrowing {
+		p, out.Phase = diagnose.PhaseNew, diagnose.PhaseNew // nobody was told
 	}
 	if was.at != 0 {
 		out.Interval = time.Duration(m.now - was.at)
@@ -339,7 +420,7 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 			return
 		}
 	} else {
-		m.growing[key] = growth{v.Count, m.now}
+		m.growing[key] = growth{v.Count, m.now, was.early}
 	}
 	if !m.o.Show.Verdicts {
 		return

@@ -325,6 +325,7 @@ func (*endless) Read(batch []event.Event, _ time.Duration) (int, error) { return
 func TestMeanwhileEnds(t *testing.T) {
 	l := &live{Config: Config{Tracer: &endless{}, Log: zap.NewNop()}, spaces: make(map[uint32]*space)}
 	l.m = NewMachine(Options{Out: render.NewText(io.Discard, render.TextOptions{})})
+	l.in = l.m
 	l.last.Netns = 0
 	done := make(chan struct{})
 	go func() {
@@ -344,6 +345,7 @@ func TestSettingsChange(t *testing.T) {
 	l := &live{Config: Config{Tracer: &fake{}, Log: zap.NewNop()}, spaces: make(map[uint32]*space)}
 	x := new(namespaces)
 	l.m = NewMachine(Options{Out: x})
+	l.in = l.m
 	x.Renderer = render.NewText(io.Discard, render.TextOptions{})
 	ns, err := host.SelfNetns()
 	if err != nil {
@@ -381,7 +383,7 @@ func TestMachineReplays(t *testing.T) {
 			Out: render.NewJSON(&out), Show: Show{Verdicts: true, Connections: true, Events: true, All: true},
 			Timeline: timeline.Options{Key: [16]byte{1}},
 		})
-		m.SetClock(render.Clock{Offset: 1_000_000})
+		m.Clock(1_000_000)
 		m.Namespace(event.Namespace{Inode: 5, Name: "blue"})
 		for i := range 300 {
 			for _, e := range refused(5, uint64(i+1), uint16(40000+i), int64(i+1)*10_000_000) {
@@ -585,6 +587,7 @@ func TestNamespaceReused(t *testing.T) {
 		spaces: make(map[uint32]*space), limit: map[uint32]bool{netns: true}, procs: make(map[uint32]seen), paths: make(map[uint64]string),
 	}
 	l.m = NewMachine(l.Options)
+	l.in = l.m
 	l.audit.tracer = l.Tracer
 	ns, err := host.SelfNetns()
 	if err != nil {

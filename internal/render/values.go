@@ -137,6 +137,8 @@ type Verdict struct {
 	// that was. Both 0 if it was not.
 	Since    uint64
 	Interval time.Duration
+	// Early is how much of Count was before the time from which on was asked.
+	Early uint64
 	// Example is one of the connections; nil if it is not known any more.
 	Example *Connection
 }

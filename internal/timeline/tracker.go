@@ -183,6 +183,10 @@ func (t *Tracker) Handle(e *event.Event) {
 	}
 }
 
+// Conn returns the connection that a socket is known as, nil if it is none's
+// or what was known of it is forgotten.
+func (t *Tracker) Conn(sock uint64) *Conn { return t.bySock.find(sock) }
+
 // Namespace tells the facts of a network namespace.
 func (t *Tracker) Namespace(ns event.Namespace) {
 	if n := t.space(ns.Inode); n != nil {

@@ -1,0 +1,240 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// Part is a dump that is to be replayed: the whole of a recording, or one of
+// the files that it was divided into.
+type Part struct {
+	Name   string // for people
+	Reader *dump.Reader
+}
+
+// Recording is the parts of one recording, in their order.
+type Recording struct {
+	Parts []Part
+}
+
+// Header is that of the first part.
+func (r *Recording) Header() *dump.Header { return r.Parts[0].Reader.Header() }
+
+// Recordings puts parts together. They come in the order of their names' first
+// mention, the parts of each in their own.
+func Recordings(parts []Part) ([]Recording, error) {
+	var list []Recording
+	byRun := make(map[string]int)
+	for _, p := range parts {
+		h := p.Reader.Header()
+		i, ok := byRun[h.Run]
+		if !ok || h.Run == "" {
+			i = len(list)
+			list = append(list, Recording{})
+			byRun[h.Run] = i
+		}
+		list[i].Parts = append(list[i].Parts, p)
+	}
+	for _, r := range list {
+		slices.SortStableFunc(r.Parts, func(a, b Part) int {
+			return cmp.Compare(a.Reader.Header().Part, b.Reader.Header().Part)
+		})
+		for i := 1; i < len(r.Parts); i++ {
+			a, b := r.Parts[i-1], r.Parts[i]
+			if a.Reader.Header().Part == b.Reader.Header().Part {
+				return nil, fmt.Errorf("%s and %s are the same part of one recording: %w", a.Name, b.Name, ErrSamePart)
+			}
+		}
+	}
+	return list, nil
+}
+
+// ErrSamePart is wrapped by the error of [Recordings] about a part that is
+// given twice.
+var ErrSamePart = errors.New("a part can be replayed once")
+
+// ReplayConfig is what [Replay] needs.
+type ReplayConfig struct {
+	Options // Timeline.Key and all Capabilities come from the dump
+	// Until is where to stop, as if the recording had ended there; 0: nowhere.
+	Until render.Stamp
+}
+
+// Replayed is what became of a replay.
+type Replayed struct {
+	Summary  *render.Summary
+	Began    render.Stamp
+	Ended    render.Stamp // of what there is
+	Problems []string     // what is missing of the recording, for people
+}
+
+// Replay goes through a recording again: what is shown is what a run with the
+// same options would have shown. Damage is no error: it is told as lost events
+// and in Problems. The error is the renderer's, the file's or the context's;
+// what could be read until then was shown.
+func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, error) {
+	h := rec.Header()
+	o := cfg.Options
+	o.Timeline.Key, o.Timeline.Capabilities, o.Diagnose.Capabilities = h.Key, h.Capabilities, h.Capabilities
+	r := &replay{Machine: NewMachine(o), until: math.MaxInt64, wall: cfg.Until}
+	out := &Replayed{Began: render.Stamp(h.Started)}
+	if err := o.Out.Start(start(h)); err != nil {
+		return out, err
+	}
+	end, err := r.parts(ctx, rec, out)
+	now, s := r.last, render.Summary{}
+	switch {
+	case r.stopped:
+		now = min(now, r.until)
+	case end != nil && end.Summary != nil:
+		now, s = end.At, summaryOf(end.Summary)
+	default:
+		// As far as the recording got.
+		s.Audit, s.AuditNotes = auditLines(r.audit), r.audit.Notes
+	}
+	if s.Duration == 0 && now > h.StartedBoot {
+		s.Duration = time.Duration(now - h.StartedBoot)
+	}
+	if r.Err() != nil {
+		return out, errors.Join(r.Err(), err)
+	}
+	var ferr error
+	out.Summary, ferr = r.Finish(now, s)
+	out.Ended = out.Summary.Time
+	return out, errors.Join(ferr, err)
+}
+
+// replay is the feed of a replay: the machine up to a time.
+type replay struct {
+	*Machine
+	wall    render.Stamp
+	until   int64
+	last    int64
+	stopped bool
+	audit   dump.Audit
+}
+
+func (r *replay) past(at int64) bool {
+	if at > r.until {
+		return true
+	}
+	r.last = max(r.last, at)
+	return false
+}
+
+func (r *replay) Clock(offset int64) {
+	if r.wall != 0 {
+		r.until = int64(r.wall) - offset
+	}
+	r.Machine.Clock(offset)
+}
+
+func (r *replay) Event(e *event.Event) {
+	if !r.past(e.Time) {
+		r.Machine.Event(e)
+	}
+}
+
+func (r *replay) Lost(at int64, l event.Lost) {
+	if !r.past(at) {
+		r.Machine.Lost(at, l)
+	}
+}
+
+// Advance tells that all events before now were handed over, so nothing that
+// is wanted comes after the first one that is late.
+func (r *replay) Advance(now int64) {
+	if r.past(now) {
+		r.stopped = true
+		now = r.until
+	}
+	r.Machine.Advance(now)
+}
+
+func (r *replay) EndSnapshot(netns uint32, now int64) {
+	if !r.past(now) {
+		r.Machine.EndSnapshot(netns, now)
+	}
+}
+
+func (r *replay) Audit(a dump.Audit) {
+	if !r.past(a.At) {
+		r.audit = a
+	}
+}
+
+// parts goes through the parts and returns the end of the last one.
+func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *dump.End, err error) {
+	told, number := uint64(0), 0
+	for i, p := range rec.Parts {
+		h := p.Reader.Header()
+		switch {
+		case i > 0 && h.Part != number+1:
+			out.problem("parts %d to %d of the recording are not here: between %s and %s something is missing", number+2, h.Part, rec.Parts[i-1].Name, p.Name)
+		case i == 0 && h.Part > 0:
+			out.problem("%s is part %d of a recording: what was before it is not here", p.Name, h.Part+1)
+		}
+		follows := i > 0 && h.Part == number+1
+		number = h.Part
+		for {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			if i == 0 {
+				err = p.Reader.Next(r)
+			} else {
+				err = p.Reader.Continue(r, told, follows)
+			}
+			if err != nil || r.stopped || r.Done() || r.Err() != nil {
+				break
+			}
+			if err := r.o.Out.Flush(); err != nil {
+				return nil, err
+			}
+		}
+		told = p.Reader.Told()
+		r.damages(p, out)
+		if err != nil && err != io.EOF {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+		if r.stopped || r.Done() || r.Err() != nil {
+			r.stopped = true
+			return nil, nil
+		}
+		end = p.Reader.End()
+		switch {
+		case end == nil:
+			out.problem("%s was cut off: it has no end, so the recording went on, or its last second is missing", p.Name)
+		case end.Reason == dump.EndRotated && i == len(rec.Parts)-1:
+			out.problem("the recording goes on after %s, in a part that is not here", p.Name)
+		case end.Reason == dump.EndSpace || end.Reason == dump.EndError:
+			out.problem("%s: the recording stopped: %s", p.Name, end.Text)
+		}
+	}
+	return end, nil
+}
+
+func (r *replay) damages(p Part, out *Replayed) {
+	list, more := p.Reader.Damages()
+	for _, d := range list {
+		out.problem("%s: %v", p.Name, d)
+	}
+	if more > 0 {
+		out.problem("%s: %d further stretches cannot be read", p.Name, more)
+	}
+}
+
+func (o *Replayed) problem(format string, args ...any) {
+	o.Problems = append(o.Problems, fmt.Sprintf(format, args...))
+}
+

@@ -1,0 +1,280 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/internal/timeline"
+	"github.com/tcptrace/tcptrace/internal/timeline/timelinetest"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// memory is a recorder that keeps a dump of several parts in memory.
+type memory struct {
+	*dump.Encoder
+	h      dump.Header
+	frames [][]*dump.Frame // by part
+	end    dump.End
+	before []uint64
+}
+
+func newMemory() *memory {
+	m := &memory{frames: make([][]*dump.Frame, 1)}
+	m.Encoder = dump.NewEncoder(func(f *dump.Frame) {
+		i := len(m.frames) - 1
+		m.frames[i] = append(m.frames[i], f)
+	})
+	return m
+}
+
+func (m *memory) Begin(h dump.Header) error     { m.h = h; m.h.Run = "run"; return nil }
+func (m *memory) Tick(int64) (bool, error)      { m.Flush(); return false, nil }
+func (m *memory) End(e dump.End) error          { m.Flush(); m.end = e; return nil }
+func (m *memory) rotate()                       { p := m.Preamble(); m.frames = append(m.frames, []*dump.Frame{p}) }
+func (m *memory) part(t *testing.T, i int) Part { return m.reader(t, i, m.bytes(t, i)) }
+
+func (m *memory) bytes(t *testing.T, i int) []byte {
+	t.Helper()
+	h, end := m.h, m.end
+	h.Part = i
+	if i < len(m.frames)-1 {
+		end = dump.End{Reason: dump.EndRotated}
+	}
+	b, err := dump.Assemble(h, m.frames[i], &end)
+	require.NoError(t, err)
+	return b
+}
+
+func (m *memory) reader(t *testing.T, i int, b []byte) Part {
+	t.Helper()
+	r, err := dump.NewReader(bytes.NewReader(b))
+	require.NoError(t, err)
+	t.Cleanup(r.Close)
+	return Part{Name: "part " + string(rune('0'+i)), Reader: r}
+}
+
+// taped lets a script's steps be told to a machine and a recorder.
+type taped struct{ both }
+
+func (t *taped) Handle(e *event.Event) {
+	if e.Kind == event.KindSnapshot {
+		t.Snapshot(e, uint32(e.Sock%3), "holder")
+		return
+	}
+	t.Event(e)
+}
+
+func (t *taped) SnapshotOwner(uint64, uint32, string) {}
+func (t *taped) Drain(now int64)                      { t.Advance(now) }
+
+func replayed(t *testing.T, o Options, until render.Stamp, parts ...Part) (string, *Replayed) {
+	t.Helper()
+	var b bytes.Buffer
+	o.Out = render.NewJSON(&b)
+	list, err := Recordings(parts)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	got, err := Replay(context.Background(), ReplayConfig{Options: o, Until: until}, list[0])
+	require.NoError(t, err)
+	return b.String(), got
+}
+
+// TestReplayIsTheSame: what was recorded gives what was shown, byte for byte,
+// whatever happened and into how many parts it was divided.
+func TestReplayIsTheSame(t *testing.T) {
+	scripts, err := timelinetest.Load("../diagnose/testdata", "../timeline/testdata")
+	require.NoError(t, err)
+	for seed := range uint64(100) {
+		r := rand.New(rand.NewPCG(seed, 9))
+		_, _, steps := timelinetest.Mix(r, scripts, 300)
+		caps := event.Capabilities{
+			Identity: event.IdentityCookie, Attach: "fentry", Kernel: "6.1", HasAccept: true, HasSYNDrops: true, HasACKDrops: true, HasListenArg: true,
+			HasAllRSTSent: true, HasRequestAborts: true, HasBindFailures: true, HasProbes: true, HasDrops: true, HasMemory: true, HasTimeWaitOverflow: true,
+			Hooks: []event.Hook{{Name: "h", Via: "none", Gives: "g", Why: "w"}}, DropReasons: map[uint32]string{2: "NO_SOCKET"},
+		}
+		o := Options{
+			Show:     Show{Verdicts: true, Connections: true, Events: r.IntN(2) == 0, All: r.IntN(2) == 0},
+			Timeline: timeline.Options{Capabilities: caps, Key: [16]byte{byte(seed), 1}},
+			Diagnose: diagnose.Options{Capabilities: caps, CloseWait: 1, Idle: 1, FinWait: 1, SlowAccept: 1, ZeroWindow: 1, Backoff: 1},
+		}
+		var live bytes.Buffer
+		w := o
+		w.Out = render.NewJSON(&live)
+		m, mem := NewMachine(w), newMemory()
+		h := dump.Header{Tool: "v", Host: "h", Kernel: "6.1", Started: 1e18, StartedBoot: 1, Key: o.Timeline.Key, Capabilities: caps}
+		require.NoError(t, mem.Begin(h))
+		require.NoError(t, w.Out.Start(start(&h)))
+		tape := &taped{both: both{m, mem}}
+		tape.Clock(1e18)
+		for i := 0; i < len(steps); {
+			n := min(len(steps)-i, 1+r.IntN(50))
+			timelinetest.Play(tape, steps[i:i+n])
+			i += n
+			switch r.IntN(6) {
+			case 0:
+				mem.Flush()
+			case 1:
+				mem.rotate()
+			case 2:
+				tape.Process(event.Process{PID: uint32(r.IntN(9)), Comm: "x", Cgroup: "/c"})
+			}
+		}
+		s := render.Summary{Duration: time.Minute, Audit: []render.Audit{{Counter: "OutRsts", Kernel: 3}}, Cost: render.Cost{BPFKnown: true, RSSBytes: 7}}
+		require.NoError(t, mem.End(endOf(m.now, s, nil)))
+		_, err := m.Finish(m.now, s)
+		require.NoError(t, err)
+		var parts []Part
+		for i := range mem.frames {
+			parts = append(parts, mem.part(t, len(mem.frames)-1-i)) // in any order
+		}
+		got, what := replayed(t, o, 0, parts...)
+		require.True(t, live.String() == got, "seed %d:\n%s\nreplayed:\n%s", seed, live.String(), got)
+		require.Empty(t, what.Problems)
+	}
+}
+
+// run is a short recorded run of a server that closes at once, n times.
+func run(t *testing.T, n int, between func(*taped, *memory, int)) (*memory, Options, string) {
+	t.Helper()
+	var live bytes.Buffer
+	o := Options{Show: Show{Verdicts: true, Connections: true, All: true}}
+	w := o
+	w.Out = render.NewJSON(&live)
+	m, mem := NewMachine(w), newMemory()
+	h := dump.Header{Tool: "v", Host: "h", Started: 1e18, StartedBoot: 1}
+	require.NoError(t, mem.Begin(h))
+	require.NoError(t, w.Out.Start(start(&h)))
+	tape := &taped{both: both{m, mem}}
+	tape.Clock(1e18)
+	for i := range n {
+		for _, e := range short(1) {
+			e.Sock += uint64(i * 100)
+			e.Time += int64(i+1) * int64(time.Second)
+			for _, a := range []*netip.AddrPort{&e.Local, &e.Remote} {
+				if a.Port() == 1 {
+					*a = netip.AddrPortFrom(a.Addr(), uint16(1000+i))
+				}
+			}
+			tape.Event(&e)
+		}
+		tape.Advance(int64(i+2)*int64(time.Second) - 1)
+		mem.Flush()
+		if between != nil {
+			between(tape, mem, i)
+		}
+	}
+	now := int64(n+2) * int64(time.Second)
+	require.NoError(t, mem.End(endOf(now, render.Summary{Duration: time.Second}, nil)))
+	_, err := m.Finish(now, render.Summary{Duration: time.Second})
+	require.NoError(t, err)
+	return mem, o, live.String()
+}
+
+func TestReplayOfWhatIsThere(t *testing.T) {
+	mem, o, live := run(t, 9, func(_ *taped, m *memory, i int) {
+		if i%3 == 2 && i < 8 {
+			m.rotate()
+		}
+	})
+	require.Len(t, mem.frames, 3)
+	all, _ := replayed(t, o, 0, mem.part(t, 0), mem.part(t, 1), mem.part(t, 2))
+	require.Equal(t, live, all)
+
+	_, got := replayed(t, o, 0, mem.part(t, 0), mem.part(t, 2))
+	require.Len(t, got.Problems, 1)
+	require.Contains(t, got.Problems[0], "parts 2 to 2")
+	perPart := uint64(0)
+	for _, f := range mem.frames[1] {
+		perPart += uint64(f.Events)
+	}
+	require.Equal(t, perPart, got.Summary.Lost, "what the missing part held is told as lost")
+
+	_, got = replayed(t, o, 0, mem.part(t, 1))
+	require.Len(t, got.Problems, 2, "neither its beginning nor its end is here: %q", got.Problems)
+	require.Zero(t, got.Summary.Lost)
+
+	whole := mem.bytes(t, 2)
+	_, got = replayed(t, o, 0, mem.part(t, 0), mem.part(t, 1), mem.reader(t, 2, whole[:len(whole)-200]))
+	require.NotEmpty(t, got.Problems)
+	require.Contains(t, got.Problems[len(got.Problems)-1], "cut off")
+
+	_, err := Recordings([]Part{mem.part(t, 0), mem.part(t, 0)})
+	require.ErrorIs(t, err, ErrSamePart)
+}
+
+// TestReplayUntil: it is as if the recording had ended there.
+func TestReplayUntil(t *testing.T) {
+	short, o, _ := run(t, 4, nil)
+	long, _, _ := run(t, 9, nil)
+	until := render.Stamp(1e18 + 5*int64(time.Second) - 1)
+	want, a := replayed(t, o, 0, short.part(t, 0))
+	got, b := replayed(t, o, until, long.part(t, 0))
+	line := strings.LastIndex(strings.TrimSpace(want), "\n") // the summary
+	require.Equal(t, want[:line], got[:strings.LastIndex(strings.TrimSpace(got), "\n")])
+	require.Equal(t, a.Summary.Events, b.Summary.Events)
+	require.Equal(t, until, b.Summary.Time)
+	require.EqualValues(t, 40, b.Summary.Events)
+}
+
+// TestReplaySince: what was over before is left out, and what went on is
+// counted from the beginning.
+func TestReplaySince(t *testing.T) {
+	mem, o, _ := run(t, 9, nil)
+	o.Since = render.Stamp(1e18 + 5*int64(time.Second))
+	var b bytes.Buffer
+	o.Out = render.NewJSON(&b)
+	list, err := Recordings([]Part{mem.part(t, 0)})
+	require.NoError(t, err)
+	got, err := Replay(context.Background(), ReplayConfig{Options: o}, list[0])
+	require.NoError(t, err)
+	require.EqualValues(t, 18, got.Summary.Connections)
+	require.Equal(t, 10, bytes.Count(b.Bytes(), []byte(`"type":"connection"`)), b.String())
+}
+
+// TestRaw: each event is told once, with its connection.
+func TestRaw(t *testing.T) {
+	mem, o, live := run(t, 3, nil)
+	conns := make(map[string]int)
+	o.Raw = func(e *event.Event, at render.Stamp, conn string) {
+		require.EqualValues(t, int64(1e18)+e.Time, at)
+		conns[conn]++
+	}
+	got, what := replayed(t, o, 0, mem.part(t, 0))
+	require.Equal(t, live, got)
+	total := 0
+	for id, n := range conns {
+		require.Contains(t, live, id)
+		total += n
+	}
+	require.EqualValues(t, what.Summary.Events, total)
+	require.Len(t, conns, 6)
+}
+
+// TestReplayEnds: the context and an output that fails end it.
+func TestReplayEnds(t *testing.T) {
+	mem, o, _ := run(t, 9, nil)
+	list, err := Recordings([]Part{mem.part(t, 0)})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	o.Out = render.NewJSON(io.Discard)
+	_, err = Replay(ctx, ReplayConfig{Options: o}, list[0])
+	require.ErrorIs(t, err, context.Canceled)
+
+	list, err = Recordings([]Part{mem.part(t, 0)})
+	require.NoError(t, err)
+	o.Out = render.NewJSON(&blocked{err: io.ErrClosedPipe})
+	_, err = Replay(context.Background(), ReplayConfig{Options: o}, list[0])
+	require.Error(t, err)
+}

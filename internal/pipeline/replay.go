@@ -237,4 +237,3 @@ func (r *replay) damages(p Part, out *Replayed) {
 func (o *Replayed) problem(format string, args ...any) {
 	o.Problems = append(o.Problems, fmt.Sprintf(format, args...))
 }
-

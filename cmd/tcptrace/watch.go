@@ -117,11 +117,13 @@ func (w *watching) thresholds() []threshold {
 	}
 }
 
+const shareFlag = "time-wait-share"
+
 func (w *watching) ruleFlags(cmd *cobra.Command) {
 	for _, t := range w.thresholds() {
 		cmd.Flags().DurationVar(t.value, t.name, t.def, t.help)
 	}
-	cmd.Flags().Float64Var(&w.rules.TimeWait, "time-wait-share", 0.5, "TIME_WAIT in more than a share `N` of the ports is a pile-up")
+	cmd.Flags().Float64Var(&w.rules.TimeWait, shareFlag, 0.5, "TIME_WAIT in more than a share `N` of the ports is a pile-up")
 }
 
 func (w *watching) checkRules() error {
@@ -131,7 +133,7 @@ func (w *watching) checkRules() error {
 		}
 	}
 	if s := w.rules.TimeWait; !(s > 0 && s <= 1) {
-		return usage("a share is between 0 and 1, such as 0.5", "--time-wait-share %v is out of range", s)
+		return usage("a share is between 0 and 1, such as 0.5", "--%s %v is out of range", shareFlag, s)
 	}
 	return nil
 }

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/filter"
+	"github.com/tcptrace/tcptrace/internal/pipeline"
+	"github.com/tcptrace/tcptrace/internal/render"
+)
+
+// replaying is what report and export have in common: dumps, and which part of
+// what they tell is wanted.
+type replaying struct {
+	watching   // the rules; the filter is made for each recording
+	cmd        *cobra.Command
+	filters    *filter.Flags
+	unfiltered bool
+	since      string
+	until      string
+}
+
+func (r *replaying) flags(cmd *cobra.Command) {
+	r.cmd = cmd
+	r.filters = filterFlags(cmd)
+	flags := cmd.Flags()
+	flags.BoolVar(&r.unfiltered, "unfiltered", false, "also what a filter of the recording left to be left out")
+	flags.StringVar(&r.since, "since", "", "leave out what was over before `TIME`: 03:10, 2026-11-22 03:10, RFC 3339, or +5m after the beginning")
+	flags.StringVar(&r.until, "until", "", "stop at `TIME`, as if the recording had ended there")
+	r.ruleFlags(cmd)
+}
+
+// input is an open dump.
+type input struct {
+	file *os.File
+	pipeline.Part
+}
+
+// open opens dumps and puts the parts of recordings together. close is not nil.
+func (r *replaying) open(files []string, through func(io.Reader) io.Reader) (list []pipeline.Recording, close func(), err error) {
+	var inputs []input
+	close = func() {
+		for _, in := range inputs {
+			in.Reader.Close()
+			in.file.Close()
+		}
+	}
+	var parts []pipeline.Part
+	for _, name := range files {
+		in, err := openDump(name, through)
+		if err != nil {
+			return nil, close, err
+		}
+		inputs = append(inputs, in)
+		parts = append(parts, in.Part)
+	}
+	list, err = pipeline.Recordings(parts)
+	if errors.Is(err, pipeline.ErrSamePart) {
+		err = &failure{err, "name each file once", exitUsage}
+	}
+	return list, close, err
+}
+
+// openDump opens one; "-" is stdin.
+func openDump(name string, through func(io.Reader) io.Reader) (input, error) {
+	in := input{file: os.Stdin}
+	in.Name = "stdin"
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return in, err
+		}
+		if st, err := f.Stat(); err == nil && st.IsDir() {
+			f.Close()
+			return in, &failure{fmt.Errorf("%s is a directory", name), "name the files in it: " + filepath.Join(name, "*"+dump.Extension), exitUsage}
+		}
+		in.file, in.Name = f, name
+	} else if term.IsTerminal(int(os.Stdin.Fd())) {
+		return in, usage("a dump is binary: pipe one in, or name a file", "stdin is a terminal")
+	}
+	var err error
+	in.Reader, err = dump.NewReader(through(in.file))
+	if err == nil {
+		return in, nil
+	}
+	if name != "-" {
+		in.file.Close()
+	}
+	err = fmt.Errorf("%s: %w", in.Name, err)
+	switch {
+	case errors.Is(err, dump.ErrNewer):
+		return in, &failure{err, "read it with the tcptrace that wrote it, or a newer one", exitFailed}
+	case errors.Is(err, dump.ErrNotDump):
+		return in, &failure{err, "`tcptrace record -o FILE` writes dumps", exitFailed}
+	}
+	return in, err
+}
+
+// config is how a recording is gone through again: with its own thresholds and
+// filters but for those that were given.
+func (r *replaying) config(h *dump.Header) (pipeline.ReplayConfig, error) {
+	var cfg pipeline.ReplayConfig
+	rules, err := r.thresholdsOf(h)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.Diagnose = rules
+	flags := *r.filters
+	if !r.unfiltered {
+		recorded(&flags, h)
+	}
+	cfg.Filter, err = filter.Parse(flags, filter.Environment{
+		Codes: codes(),
+		// The names are those of the host that was recorded, and told in the dump.
+		Netns: func(spec string) (uint32, error) {
+			if inode, err := strconv.ParseUint(spec, 10, 32); err == nil {
+				return uint32(inode), nil
+			}
+			cfg.Spaces = append(cfg.Spaces, strings.TrimPrefix(filepath.Base(spec), "/"))
+			return 0, nil
+		},
+	})
+	if err != nil {
+		return cfg, err
+	}
+	if cfg.Since, err = when(r.since, "since", h); err != nil {
+		return cfg, err
+	}
+	if cfg.Until, err = when(r.until, "until", h); err != nil {
+		return cfg, err
+	}
+	if cfg.Since != 0 && cfg.Until != 0 && cfg.Until < cfg.Since {
+		return cfg, usage("--since comes first", "--until %s is before --since %s", r.until, r.since)
+	}
+	return cfg, nil
+}
+
+// thresholdsOf are the recording's own but for those that were given.
+func (r *replaying) thresholdsOf(h *dump.Header) (diagnose.Options, error) {
+	w := r.watching
+	for _, t := range w.thresholds() {
+		said, ok := h.Rules[t.name]
+		if !ok || r.cmd.Flags().Changed(t.name) {
+			continue
+		}
+		d, err := time.ParseDuration(said)
+		if err != nil || d <= 0 {
+			return w.rules, fmt.Errorf("the dump's header has %q for --%s", said, t.name)
+		}
+		*t.value = d
+	}
+	if said, ok := h.Rules[shareFlag]; ok && !r.cmd.Flags().Changed(shareFlag) {
+		v, err := strconv.ParseFloat(said, 64)
+		if err != nil {
+			return w.rules, fmt.Errorf("the dump's header has %q for --%s", said, shareFlag)
+		}
+		w.rules.TimeWait = v
+	}
+	return w.rules, w.checkRules()
+}
+
+// recorded adds the recording's own filters, of the kinds that were not given.
+func recorded(f *filter.Flags, h *dump.Header) {
+	for flag, to := range map[string]*[]string{
+		"port": &f.Port, "lport": &f.LocalPort, "rport": &f.RemotePort, "addr": &f.Addr, "pid": &f.PID, "comm": &f.Comm,
+		"netns": &f.Netns, "cgroup": &f.Cgroup, "code": &f.Code, "state": &f.State,
+	} {
+		if len(*to) == 0 {
+			*to = slices.Clone(h.Filter[flag])
+		}
+	}
+}
+
+// when reads a time. One without a date is that of the first day on which the
+// recording had it.
+func when(s, flag string, h *dump.Header) (render.Stamp, error) {
+	if s == "" {
+		return 0, nil
+	}
+	began := render.Stamp(h.Started).Time().Local()
+	if after, ok := strings.CutPrefix(s, "+"); ok {
+		if d, err := time.ParseDuration(after); err == nil && d >= 0 {
+			return render.Stamp(began.Add(d).UnixNano()), nil
+		}
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return render.Stamp(t.UnixNano()), nil
+	}
+	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return render.Stamp(t.UnixNano()), nil
+		}
+	}
+	for _, layout := range []string{"15:04:05", "15:04"} {
+		t, err := time.ParseInLocation(layout, s, time.Local)
+		if err != nil {
+			continue
+		}
+		at := time.Date(began.Year(), began.Month(), began.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.Local)
+		if at.Before(began.Truncate(time.Minute)) {
+			at = at.AddDate(0, 0, 1)
+		}
+		return render.Stamp(at.UnixNano()), nil
+	}
+	return 0, usage("write 03:10, 03:10:20, 2026-11-22 03:10, RFC 3339 with its zone, or +5m for 5 minutes after the beginning", "--%s %q: no time", flag, s)
+}
+
+// progress shows how far files were read, on a terminal, when it takes more
+// than a second. through is what they are read through.
+func (u *ui) progress(files []string) (through func(io.Reader) io.Reader, done func()) {
+	same := func(r io.Reader) io.Reader { return r }
+	f, ok := u.err.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return same, func() {}
+	}
+	total := int64(0)
+	for _, name := range files {
+		st, err := os.Stat(name)
+		if err != nil || !st.Mode().IsRegular() {
+			total = -1 // a spinner
+			break
+		}
+		total += st.Size()
+	}
+	began := time.Now()
+	var bar *progressbar.ProgressBar
+	read := int64(0)
+	return func(r io.Reader) io.Reader {
+			return readerFunc(func(p []byte) (int, error) {
+				n, err := r.Read(p)
+				read += int64(n)
+				if bar == nil && time.Since(began) > time.Second {
+					bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(f), progressbar.OptionShowBytes(true),
+						progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionSetDescription("reading"))
+				}
+				if bar != nil {
+					_ = bar.Set64(read) // only its own drawing can fail
+				}
+				return n, err
+			})
+		}, func() {
+			if bar != nil {
+				_ = bar.Finish()
+				_ = bar.Clear()
+			}
+		}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// replayAll goes through recordings one after the other. before and after are
+// called around each; either may be nil.
+func (r *replaying) replayAll(ctx context.Context, list []pipeline.Recording, o func(*dump.Header, *pipeline.ReplayConfig),
+	after func(pipeline.Recording, *pipeline.Replayed) error) error {
+	for _, rec := range list {
+		cfg, err := r.config(rec.Header())
+		if err != nil {
+			return err
+		}
+		o(rec.Header(), &cfg)
+		got, err := pipeline.Replay(ctx, cfg, rec)
+		if err != nil {
+			return err
+		}
+		if err := after(rec, got); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -2,8 +2,8 @@ package dump
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
+	"math/bits"
 	"net/netip"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -12,20 +12,22 @@ import (
 // decoder hands the records of payloads to a feed.
 type decoder struct {
 	feed Feed
-	// extra is how many numbers of a group this version does not know.
-	extra struct{ shape, sysctls int }
-	// sysctls is how many of those that it knows there are.
-	sysctls int
+	// fields is how many numbers each group has in this dump: some that this
+	// version does not know, or fewer than it knows.
+	fields struct{ shape, traffic, listener, inventory, sysctls int }
 
-	b      []byte
+	b   []byte
+	pos int // in b
+	// bad says that a number of this payload could not be read.
+	bad    bool
 	at     int64
 	newest int64
 	ev     event.Event
 	// partial says that something is missing since the last beginning of a
-	// snapshot.
+	// snapshot, or that its beginning is not known.
 	partial bool
 
-	shapes    []shape
+	shapes    []layoutShape
 	addrs     []netip.Addr
 	sockets   []known
 	last      known
@@ -54,11 +56,11 @@ type lists struct {
 	numbers [9]uint64
 }
 
-func newDecoder(h *Header, feed Feed) *decoder {
-	d := &decoder{feed: feed}
-	d.extra.shape = len(h.Layout.Shape) - len(layout.Shape)
-	d.sysctls = min(len(h.Layout.Sysctls), len(layout.Sysctls))
-	d.extra.sysctls = len(h.Layout.Sysctls) - d.sysctls
+func newDecoder(h *Header) *decoder {
+	d := new(decoder)
+	l := &h.Layout
+	d.fields.shape, d.fields.traffic, d.fields.listener = len(l.Shape), len(l.Traffic), len(l.Listener)
+	d.fields.inventory, d.fields.sysctls = len(l.Inventory), len(l.Sysctls)
 	return d
 }
 
@@ -67,80 +69,100 @@ func newDecoder(h *Header, feed Feed) *decoder {
 func (d *decoder) broken() { d.partial = true }
 
 // payload hands over the records of one frame and returns how many events it
-// had. After an error, those before it were handed over.
+// had. After an error, those before it were handed over; it never hands over
+// more events than the frame says it has.
 func (d *decoder) payload(f *Frame, raw []byte) (events uint32, err error) {
-	d.b, d.at = raw, f.First
+	d.b, d.pos, d.bad, d.at = raw, 0, false, f.First
 	d.shapes, d.addrs, d.sockets = d.shapes[:0], d.addrs[:0], d.sockets[:0]
 	d.processes, d.texts, d.listeners = d.processes[:0], d.texts[:0], d.listeners[:0]
 	d.last, d.numbers = known{}, [13]uint64{}
-	for len(d.b) > 0 && err == nil {
+	for d.pos < len(d.b) {
 		tag := d.number()
-		if tag >= tagEvent {
-			var snapshot bool
-			if snapshot, err = d.event(tag - tagEvent); err == nil && !snapshot {
-				events++
-			}
-			continue
+		if tag < tagEvent {
+			err = d.record(tag)
+		} else if shape := tag - tagEvent; shape >= uint64(len(d.shapes)) {
+			err = errMalformed
+		} else if s := &d.shapes[shape]; s.has&isSnapshot != 0 {
+			err = d.event(s)
+		} else if events == f.Events {
+			err = fmt.Errorf("%w: it has more events than its header says", errMalformed)
+		} else if err = d.event(s); err == nil {
+			events++
 		}
-		err = d.record(tag)
+		if err != nil {
+			return events, fmt.Errorf("at byte %d of %d: %w", d.pos, len(d.b), err)
+		}
 	}
-	return events, err
+	if events != f.Events {
+		return events, fmt.Errorf("%w: it has %d events, and its header says %d", errMalformed, events, f.Events)
+	}
+	return events, nil
 }
 
-// number reads a varint; where there is none it empties the payload and
-// returns a number that is valid nowhere.
+// number reads a varint; where there is none, the payload is bad.
 func (d *decoder) number() uint64 {
-	if len(d.b) > 0 && d.b[0] < 0x80 {
-		v := d.b[0]
-		d.b = d.b[1:]
-		return uint64(v)
+	if d.pos < len(d.b) {
+		if v := d.b[d.pos]; v < 0x80 {
+			d.pos++
+			return uint64(v)
+		}
 	}
-	v, n := binary.Uvarint(d.b)
+	return d.long()
+}
+
+// long reads a varint of more than one byte.
+func (d *decoder) long() uint64 {
+	v, n := binary.Uvarint(d.b[d.pos:])
 	if n <= 0 {
-		d.b = nil
-		return ^uint64(0)
+		d.bad, d.pos = true, len(d.b)
+		return 0
 	}
-	d.b = d.b[n:]
+	d.pos += n
 	return v
 }
 
 // number32 reads a number of 32 bits.
-func (d *decoder) number32() (uint32, error) {
+func (d *decoder) number32() uint32 {
 	v := d.number()
 	if v > 0xffffffff {
-		return 0, errMalformed
+		d.bad = true
 	}
-	return uint32(v), nil
+	return uint32(v)
 }
 
-func (d *decoder) bytes(most int) ([]byte, error) {
+func (d *decoder) bytes(most int) []byte {
 	n := d.number()
-	if n > uint64(most) || n > uint64(len(d.b)) {
-		return nil, errMalformed
+	if n > uint64(most) || n > uint64(len(d.b)-d.pos) {
+		d.bad = true
+		return nil
 	}
-	b := d.b[:n]
-	d.b = d.b[n:]
-	return b, nil
+	b := d.b[d.pos : d.pos+int(n)]
+	d.pos += int(n)
+	return b
 }
 
-func (d *decoder) text() (string, error) {
-	b, err := d.bytes(maxText)
-	return string(b), err
-}
+func (d *decoder) text() string { return string(d.bytes(maxText)) }
 
 func (d *decoder) time() int64 {
 	d.at += unzigzag(d.number())
-	d.newest = max(d.newest, d.at)
 	return d.at
 }
+
+// told notes a time of a record that could be read.
+func (d *decoder) told(at int64) { d.newest = max(d.newest, at) }
 
 // record reads what is no event.
 func (d *decoder) record(tag uint64) error {
 	switch tag {
 	case tagAdvance:
-		d.feed.Advance(d.time())
+		if at := d.time(); !d.bad {
+			d.told(at)
+			d.feed.Advance(at)
+		}
 	case tagClock:
-		d.feed.Clock(unzigzag(d.number()))
+		if offset := unzigzag(d.number()); !d.bad {
+			d.feed.Clock(offset)
+		}
 	case tagShape:
 		return d.shape()
 	case tagAddr:
@@ -150,70 +172,76 @@ func (d *decoder) record(tag uint64) error {
 	case tagProcess:
 		return d.process()
 	case tagString:
-		s, err := d.text()
-		if err != nil || len(d.texts) >= maxDefined {
-			return errMalformed
+		if len(d.texts) >= maxDefined {
+			return errTooMany
 		}
-		d.texts = append(d.texts, s)
+		d.texts = append(d.texts, d.text())
 	case tagListener:
 		if len(d.listeners) >= maxDefined {
-			return errMalformed
+			return errTooMany
 		}
 		d.listeners = append(d.listeners, lists{id: d.number()})
 	case tagBeginSnapshot:
-		at := d.time()
-		netns, err := d.number32()
-		if err != nil {
-			return err
+		if at, netns := d.time(), d.number32(); !d.bad {
+			d.told(at)
+			d.partial = false
+			d.feed.BeginSnapshot(netns, at)
 		}
-		d.partial = false
-		d.feed.BeginSnapshot(netns, at)
 	case tagEndSnapshot:
-		at := d.time()
-		netns, err := d.number32()
-		if err != nil {
-			return err
-		}
-		if !d.partial {
-			d.feed.EndSnapshot(netns, at)
+		if at, netns := d.time(), d.number32(); !d.bad {
+			d.told(at)
+			if !d.partial {
+				d.feed.EndSnapshot(netns, at)
+			}
 		}
 	case tagNamespace:
-		return d.namespace()
+		d.namespace()
 	case tagAbout:
-		return d.about()
+		p := event.Process{PID: d.number32(), Comm: d.text(), Cgroup: d.text(), Exe: d.text()}
+		if !d.bad {
+			d.feed.Process(p)
+		}
 	case tagLost:
 		at := d.time()
-		where, err := d.text()
-		if err != nil {
-			return err
+		if l := (event.Lost{Where: d.text(), Count: d.number()}); !d.bad {
+			d.told(at)
+			d.feed.Lost(at, l)
 		}
-		d.feed.Lost(at, event.Lost{Where: where, Count: d.number()})
 	case tagAudit:
-		b, err := d.bytes(maxAudit)
-		if err != nil {
-			return err
+		b := d.bytes(maxJSON)
+		if d.bad {
+			break
 		}
 		var a Audit
-		if err := json.Unmarshal(b, &a); err != nil {
+		if err := decodeJSON(b, &a); err != nil {
 			return fmt.Errorf("reading an audit: %w", err)
 		}
 		d.feed.Audit(a)
+	case tagMore:
+		// Of a later version.
+		d.number()
+		d.bytes(maxRaw)
 	default:
 		return fmt.Errorf("%w: no record has tag %d", errMalformed, tag)
+	}
+	if d.bad {
+		return errMalformed
 	}
 	return nil
 }
 
 func (d *decoder) shape() error {
+	if len(d.shapes) >= maxDefined {
+		return errTooMany
+	}
 	var n [11]uint64
-	for i := range n {
-		n[i] = d.number()
+	for i := range d.fields.shape {
+		if v := d.number(); i < len(n) {
+			n[i] = v
+		}
 	}
-	for range d.extra.shape {
-		d.number()
-	}
-	s, err := shapeOf(n)
-	if err != nil || len(d.shapes) >= maxDefined {
+	s, ok := shapeOf(n)
+	if d.bad || !ok || s.traffic>>d.fields.traffic != 0 {
 		return errMalformed
 	}
 	d.shapes = append(d.shapes, s)
@@ -221,12 +249,11 @@ func (d *decoder) shape() error {
 }
 
 func (d *decoder) addr() error {
-	b, err := d.bytes(16)
-	if err != nil {
-		return err
+	if len(d.addrs) >= maxDefined {
+		return errTooMany
 	}
-	a, ok := netip.AddrFromSlice(b)
-	if !ok || len(d.addrs) >= maxDefined {
+	a, ok := netip.AddrFromSlice(d.bytes(16))
+	if !ok {
 		return errMalformed
 	}
 	d.addrs = append(d.addrs, a)
@@ -234,13 +261,16 @@ func (d *decoder) addr() error {
 }
 
 func (d *decoder) socket() error {
+	if len(d.sockets) >= maxDefined {
+		return errTooMany
+	}
 	s := known{
 		sock:  d.last.sock + uint64(unzigzag(d.number())),
 		netns: d.last.netns + uint32(unzigzag(d.number())),
 	}
 	for _, to := range []*netip.AddrPort{&s.local, &s.remote} {
 		i, port := d.number(), d.number()
-		if i > uint64(len(d.addrs)) || port > 0xffff {
+		if d.bad || i > uint64(len(d.addrs)) || port > 0xffff {
 			return errMalformed
 		}
 		if i == 0 {
@@ -249,73 +279,47 @@ func (d *decoder) socket() error {
 			*to = netip.AddrPortFrom(d.addrs[i-1], uint16(port))
 		}
 	}
-	if len(d.sockets) >= maxDefined {
-		return errMalformed
-	}
 	d.sockets = append(d.sockets, s)
 	d.last = s
 	return nil
 }
 
 func (d *decoder) process() error {
-	pid, err := d.number32()
-	if err != nil || len(d.b) < 16 || len(d.processes) >= maxDefined {
+	if len(d.processes) >= maxDefined {
+		return errTooMany
+	}
+	p := doer{pid: d.number32()}
+	if len(d.b)-d.pos < len(p.comm) {
 		return errMalformed
 	}
-	p := doer{pid: pid, comm: event.Comm(d.b[:16])}
-	d.b = d.b[16:]
+	d.pos += copy(p.comm[:], d.b[d.pos:])
 	p.cgroup = d.number()
+	if d.bad {
+		return errMalformed
+	}
 	d.processes = append(d.processes, p)
 	return nil
 }
 
-func (d *decoder) namespace() error {
-	inode, err := d.number32()
-	if err != nil {
-		return err
-	}
-	ns := event.Namespace{Inode: inode}
-	if ns.Name, err = d.text(); err != nil {
-		return err
-	}
-	ns.Known = d.number() == 1
-	known := sysctlNumbers(&ns.Sysctls)
-	for _, to := range known[:d.sysctls] {
-		*to = int(unzigzag(d.number()))
-	}
-	for range d.extra.sysctls {
-		d.number()
-	}
-	d.feed.Namespace(ns)
-	return nil
-}
-
-func (d *decoder) about() error {
-	pid, err := d.number32()
-	if err != nil {
-		return err
-	}
-	p := event.Process{PID: pid}
-	for _, to := range []*string{&p.Comm, &p.Cgroup, &p.Exe} {
-		if *to, err = d.text(); err != nil {
-			return err
+func (d *decoder) namespace() {
+	ns := event.Namespace{Inode: d.number32(), Name: d.text(), Known: d.number() == 1}
+	to := sysctlNumbers(&ns.Sysctls)
+	for i := range d.fields.sysctls {
+		if v := unzigzag(d.number()); i < len(to) {
+			*to[i] = int(v)
 		}
 	}
-	d.feed.Process(p)
-	return nil
+	if !d.bad {
+		d.feed.Namespace(ns)
+	}
 }
 
-// event reads an event of a shape, and reports whether it was a line of a
-// snapshot.
-func (d *decoder) event(shape uint64) (snapshot bool, err error) {
-	if shape >= uint64(len(d.shapes)) {
-		return false, errMalformed
-	}
-	s := &d.shapes[shape]
+// event reads an event or a snapshot's line of a shape and hands it over.
+func (d *decoder) event(s *layoutShape) error {
 	at := d.time()
 	back := d.number()
 	if back >= uint64(len(d.sockets)) {
-		return false, errMalformed
+		return errMalformed
 	}
 	sock := &d.sockets[uint64(len(d.sockets))-1-back]
 	e := &d.ev
@@ -326,7 +330,7 @@ func (d *decoder) event(shape uint64) (snapshot bool, err error) {
 	if s.has&hasProcess != 0 {
 		back := d.number()
 		if back >= uint64(len(d.processes)) {
-			return false, errMalformed
+			return errMalformed
 		}
 		p := &d.processes[uint64(len(d.processes))-1-back]
 		e.PID, e.Comm, e.Cgroup = p.pid, p.comm, p.cgroup
@@ -334,59 +338,62 @@ func (d *decoder) event(shape uint64) (snapshot bool, err error) {
 	if s.has&hasWhere != 0 {
 		i := d.number()
 		if i >= uint64(len(d.texts)) {
-			return false, errMalformed
+			return errMalformed
 		}
 		e.Where = d.texts[i]
 	}
 	if s.has&hasCount != 0 {
-		if e.Count, err = d.number32(); err != nil {
-			return false, err
-		}
+		e.Count = d.number32()
 	}
 	if s.traffic != 0 {
 		d.traffic(s.traffic, &sock.traffic)
 	}
 	e.Traffic = sock.traffic
 	if s.has&hasListener != 0 {
-		if err := d.listener(e); err != nil {
-			return false, err
+		back := d.number()
+		if back >= uint64(len(d.listeners)) {
+			return errMalformed
 		}
+		l := &d.listeners[uint64(len(d.listeners))-1-back]
+		d.differences(l.numbers[:], d.fields.listener)
+		e.Listener.ID = l.id
+		setListener(&e.Listener, &l.numbers)
 	}
 	if s.has&hasInventory != 0 {
-		d.differences(d.numbers[:])
+		d.differences(d.numbers[:], d.fields.inventory)
 		setInventory(&d.inventory, &d.numbers)
 		e.Inventory = &d.inventory
 	}
 	var pid uint32
 	var comm string
 	if s.has&hasOwner != 0 {
-		if pid, err = d.number32(); err != nil {
-			return false, err
-		}
+		pid = d.number32()
 		i := d.number()
 		if i >= uint64(len(d.texts)) {
-			return false, errMalformed
+			return errMalformed
 		}
 		comm = d.texts[i]
 	}
-	if s.has&isSnapshot != 0 {
-		if !d.partial {
-			d.feed.Snapshot(e, pid, comm)
-		}
-		return true, nil
+	for range bits.OnesCount64(s.has >> hasBits) {
+		d.differences(nil, maxFields) // of a later version
 	}
-	d.feed.Event(e)
-	return false, nil
+	if d.bad {
+		return errMalformed
+	}
+	d.told(at)
+	if s.has&isSnapshot == 0 {
+		d.feed.Event(e)
+	} else if !d.partial {
+		d.feed.Snapshot(e, pid, comm)
+	}
+	return nil
 }
 
 // traffic adds to a socket's numbers those that changed.
-func (d *decoder) traffic(which uint8, t *event.Traffic) {
-	for i := range 8 {
-		if which&(1<<i) == 0 {
-			continue
-		}
+func (d *decoder) traffic(which uint64, t *event.Traffic) {
+	for ; which != 0; which &= which - 1 {
 		delta := uint64(unzigzag(d.number()))
-		switch i {
+		switch bits.TrailingZeros64(which) {
 		case 0:
 			t.BytesSent += delta
 		case 1:
@@ -403,27 +410,17 @@ func (d *decoder) traffic(which uint8, t *event.Traffic) {
 	}
 }
 
-func (d *decoder) listener(e *event.Event) error {
-	back := d.number()
-	if back >= uint64(len(d.listeners)) {
-		return errMalformed
+// differences reads what [Encoder.differences] writes of a group that has so
+// many fields in this dump.
+func (d *decoder) differences(n []uint64, fields int) {
+	which := d.number()
+	if fields < 64 && which>>fields != 0 {
+		d.bad = true
+		return
 	}
-	l := &d.listeners[uint64(len(d.listeners))-1-back]
-	d.differences(l.numbers[:])
-	e.Listener.ID = l.id
-	setListener(&e.Listener, &l.numbers)
-	return nil
-}
-
-// differences reads what [Encoder.differences] writes.
-func (d *decoder) differences(n []uint64) {
-	mask := d.number()
-	for i := 0; mask != 0 && len(d.b) > 0; i, mask = i+1, mask>>1 {
-		if mask&1 == 0 {
-			continue
-		}
+	for ; which != 0; which &= which - 1 {
 		delta := uint64(unzigzag(d.number()))
-		if i < len(n) {
+		if i := bits.TrailingZeros64(which); i < len(n) {
 			n[i] += delta
 		}
 	}

@@ -1,10 +1,9 @@
 package dump
 
 import (
+	"bytes"
 	"encoding/binary"
-	"maps"
 	"net/netip"
-	"slices"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -13,11 +12,8 @@ import (
 // to compress well, short enough for a second of a busy host.
 const frameTarget = 512 << 10
 
-// maxKept bounds the processes and namespaces that a preamble repeats, each.
-const maxKept = 1 << 16
-
 // Encoder turns a run into frames. It is a [Feed] and belongs to one
-// goroutine.
+// goroutine. Texts of more than 64 KiB are cut off, and IPv6 zones left out.
 type Encoder struct {
 	sink   func(*Frame)
 	kind   Kind
@@ -44,8 +40,8 @@ type Encoder struct {
 
 	// For preambles.
 	clock  int64
-	spaces map[uint32]event.Namespace
-	known  map[uint32]event.Process
+	spaces kept[event.Namespace]
+	known  kept[event.Process]
 }
 
 type socketKey struct {
@@ -78,7 +74,8 @@ func NewEncoder(sink func(*Frame)) *Encoder {
 		sink: sink, kind: FrameRecords,
 		shapes: make(map[shape]uint32), addrs: make(map[netip.Addr]uint32), sockets: make(map[uint64]*socket),
 		processes: make(map[uint32]process), listeners: make(map[uint64]*listener), texts: make(map[string]uint32),
-		spaces: make(map[uint32]event.Namespace), known: make(map[uint32]event.Process),
+		spaces: kept[event.Namespace]{most: keptSpaces}, known: kept[event.Process]{most: keptProcesses},
+		buf: make([]byte, 0, frameTarget+frameTarget/8),
 	}
 	e.begin()
 	return e
@@ -86,7 +83,7 @@ func NewEncoder(sink func(*Frame)) *Encoder {
 
 // begin starts an empty payload.
 func (e *Encoder) begin() {
-	e.buf = make([]byte, 0, frameTarget+frameTarget/8)
+	e.buf = e.buf[:0]
 	e.events, e.based, e.first = 0, false, e.newest
 	clear(e.shapes)
 	clear(e.addrs)
@@ -105,18 +102,26 @@ func (e *Encoder) Flush() {
 	if len(e.buf) == 0 {
 		return
 	}
-	f := &Frame{Kind: e.kind, First: e.first, Last: e.newest, Before: e.before, Events: e.events, Raw: e.buf}
+	// A frame is kept by others, perhaps for long: it has no room to spare.
+	f := &Frame{Kind: e.kind, First: e.first, Last: e.newest, Before: e.before, Events: e.events, Raw: bytes.Clone(e.buf)}
 	e.before += uint64(e.events)
 	e.begin()
 	e.sink(f)
 }
 
-// Skip tells of events that are not in any frame, so that a reader knows of
-// them: those of frames that could not be written.
+// Before is how many events of the recording came before what is not in a
+// frame yet.
+func (e *Encoder) Before() uint64 { return e.before }
+
+// Skip tells of events of the recording that the encoder never gets, before
+// those of the next frame, so that a reader knows of them. Those of a frame
+// that it gave out count already, whatever became of it.
 func (e *Encoder) Skip(events uint64) { e.before += events }
 
 // Preamble returns what was told of namespaces and processes, for the beginning
-// of another part. It is to come before the frames of later calls.
+// of another part. It is to come before the frames of later calls. What was
+// told of a process that has done nothing since very many others were told of
+// is left out; there its name is all that is known.
 func (e *Encoder) Preamble() *Frame {
 	e.Flush()
 	var out *Frame
@@ -125,15 +130,8 @@ func (e *Encoder) Preamble() *Frame {
 	e.kind = FramePreamble
 	e.number(tagClock)
 	e.number(zigzag(e.clock))
-	for _, inode := range slices.Sorted(maps.Keys(e.spaces)) {
-		e.namespace(e.spaces[inode])
-	}
-	for _, pid := range slices.Sorted(maps.Keys(e.known)) {
-		if len(e.buf) > maxRaw/2 {
-			break // of many thousands, the rest will be told again
-		}
-		e.about(e.known[pid])
-	}
+	e.spaces.each(e.namespace)
+	e.known.each(e.about)
 	e.Flush()
 	e.sink, e.kind = sink, FrameRecords
 	return out
@@ -171,20 +169,19 @@ func (e *Encoder) Clock(offset int64) {
 	e.clock = offset
 	e.number(tagClock)
 	e.number(zigzag(offset))
+	e.full()
 }
 
 // Advance is [Feed].
 func (e *Encoder) Advance(now int64) {
 	e.number(tagAdvance)
 	e.time(now)
+	e.full()
 }
 
 // Namespace is [Feed].
 func (e *Encoder) Namespace(ns event.Namespace) {
-	if _, ok := e.spaces[ns.Inode]; !ok && len(e.spaces) >= maxKept {
-		clear(e.spaces)
-	}
-	e.spaces[ns.Inode] = ns
+	e.spaces.put(ns.Inode, ns, len(ns.Name)+200)
 	e.namespace(ns)
 	e.full()
 }
@@ -201,10 +198,7 @@ func (e *Encoder) namespace(ns event.Namespace) {
 
 // Process is [Feed].
 func (e *Encoder) Process(p event.Process) {
-	if _, ok := e.known[p.PID]; !ok && len(e.known) >= maxKept {
-		clear(e.known)
-	}
-	e.known[p.PID] = p
+	e.known.put(p.PID, p, len(p.Comm)+len(p.Cgroup)+len(p.Exe)+20)
 	e.about(p)
 	e.full()
 }
@@ -223,17 +217,16 @@ func (e *Encoder) Lost(at int64, l event.Lost) {
 	e.time(at)
 	e.text(l.Where)
 	e.number(l.Count)
+	e.full()
 }
 
-// Audit is [Feed].
+// Audit is [Feed]. Of one that is too long, the beginning is kept.
 func (e *Encoder) Audit(a Audit) {
 	b, err := encodeJSON(a)
-	for err != nil || len(b) > maxAudit {
-		if len(a.Lines) == 0 {
-			return
+	for err != nil || checkJSON(b) != nil {
+		if !a.halve() {
+			return // nothing but one giant note
 		}
-		a.Lines = a.Lines[:len(a.Lines)/2]
-		a.Notes = append(slices.Clip(a.Notes), "not kept, because there were too many: the counters of further network namespaces")
 		b, err = encodeJSON(a)
 	}
 	e.number(tagAudit)
@@ -251,6 +244,7 @@ func (e *Encoder) BeginSnapshot(netns uint32, now int64) {
 	e.number(tagBeginSnapshot)
 	e.time(now)
 	e.number(uint64(netns))
+	e.full()
 }
 
 // EndSnapshot is [Feed].
@@ -258,6 +252,7 @@ func (e *Encoder) EndSnapshot(netns uint32, now int64) {
 	e.number(tagEndSnapshot)
 	e.time(now)
 	e.number(uint64(netns))
+	e.full()
 }
 
 // Event is [Feed].
@@ -280,38 +275,39 @@ func (e *Encoder) Snapshot(ev *event.Event, pid uint32, comm string) {
 func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 	// Definitions come before what they are for.
 	s := e.socket(ev)
-	shape := shape{
-		kind: ev.Kind, old: ev.Old, new: ev.New, flags: ev.Flags, err: ev.Err, attempt: ev.Attempt, reason: ev.Reason,
-		tcpFlags: ev.TCPFlags, out: ev.Out, has: has,
-	}
 	var proc, where, owner uint32
 	if ev.PID != 0 || ev.Cgroup != 0 || ev.Comm != (event.Comm{}) {
-		shape.has |= hasProcess
+		has |= hasProcess
 		proc = e.process(ev)
 	}
 	if ev.Where != "" {
-		shape.has |= hasWhere
+		has |= hasWhere
 		where = e.string(ev.Where)
 	}
 	if ev.Count != 0 {
-		shape.has |= hasCount
+		has |= hasCount
 	}
 	var lis *listener
 	if ev.Listener != (event.Listener{}) {
-		shape.has |= hasListener
+		has |= hasListener
 		lis = e.listener(ev.Listener.ID)
 	}
 	if ev.Inventory != nil {
-		shape.has |= hasInventory
+		has |= hasInventory
 	}
 	if has&hasOwner != 0 {
 		owner = e.string(comm)
 	}
 	traffic := trafficNumbers(&ev.Traffic)
+	var changed uint8
 	for i, v := range traffic {
 		if v != s.traffic[i] {
-			shape.traffic |= 1 << i
+			changed |= 1 << i
 		}
+	}
+	shape := shape{
+		a: uint64(ev.Kind) | uint64(ev.Old)<<8 | uint64(ev.New)<<16 | uint64(ev.Attempt)<<24 | uint64(ev.Flags)<<32 | uint64(ev.Err)<<48,
+		b: uint64(ev.Reason) | uint64(ev.TCPFlags)<<32 | bit(ev.Out)<<40 | uint64(has)<<48 | uint64(changed)<<56,
 	}
 	tag, ok := e.shapes[shape]
 	if !ok {
@@ -326,17 +322,17 @@ func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 	e.number(uint64(tag) + tagEvent)
 	e.time(ev.Time)
 	e.number(uint64(e.nsockets - 1 - s.index))
-	if shape.has&hasProcess != 0 {
+	if has&hasProcess != 0 {
 		e.number(uint64(e.nproc - 1 - proc))
 	}
-	if shape.has&hasWhere != 0 {
+	if has&hasWhere != 0 {
 		e.number(uint64(where))
 	}
-	if shape.has&hasCount != 0 {
+	if has&hasCount != 0 {
 		e.number(uint64(ev.Count))
 	}
 	for i, v := range traffic {
-		if shape.traffic&(1<<i) != 0 {
+		if changed&(1<<i) != 0 {
 			e.number(zigzag(int64(v - s.traffic[i])))
 		}
 	}
@@ -350,7 +346,7 @@ func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 		now := inventoryNumbers(ev.Inventory)
 		e.differences(e.inventory[:], now[:])
 	}
-	if shape.has&hasOwner != 0 {
+	if has&hasOwner != 0 {
 		e.number(uint64(pid))
 		e.number(uint64(owner))
 	}
@@ -381,6 +377,9 @@ func (e *Encoder) socket(ev *event.Event) *socket {
 	if s != nil && s.key == key {
 		return s
 	}
+	if key.netns != e.last.netns {
+		e.spaces.touch(key.netns)
+	}
 	local, remote := e.addr(ev.Local.Addr()), e.addr(ev.Remote.Addr())
 	e.number(tagSocket)
 	e.number(zigzag(int64(key.sock - e.last.sock)))
@@ -408,6 +407,7 @@ func (e *Encoder) addr(a netip.Addr) uint32 {
 	if !a.IsValid() {
 		return 0
 	}
+	a = a.WithZone("")
 	if i, ok := e.addrs[a]; ok {
 		return i
 	}
@@ -424,6 +424,7 @@ func (e *Encoder) process(ev *event.Event) uint32 {
 		return p.index
 	}
 	p = process{ev.Comm, ev.Cgroup, e.nproc}
+	e.known.touch(ev.PID)
 	e.number(tagProcess)
 	e.number(uint64(ev.PID))
 	e.buf = append(e.buf, ev.Comm[:]...)

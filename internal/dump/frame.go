@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
+	"math/bits"
+	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -26,12 +30,13 @@ const (
 var frameMagic = [4]byte{0xd5, 'F', 'r', 0x96}
 
 const (
-	frameHeaderSize = 48
+	frameHeaderSize = 52
 	// maxRaw bounds a frame's payload before compression, and with it what a
-	// hostile dump can make a reader keep.
+	// hostile dump can make a reader keep. It is kept as it is where compression
+	// would not make it shorter.
 	maxRaw = 4 << 20
-	// maxStored is the same after compression, which can make it longer.
-	maxStored = maxRaw + maxRaw/64 + 1024
+	// maxBefore bounds how many events a recording is said to have.
+	maxBefore = 1 << 56
 
 	compressionNone = 0
 	compressionZstd = 1
@@ -41,7 +46,7 @@ const (
 type Frame struct {
 	Kind   Kind
 	First  int64  // time of its first record, CLOCK_BOOTTIME, ns
-	Last   int64  // newest time in it
+	Last   int64  // newest time in it and before
 	Before uint64 // events of the recording before it, those of lost frames too
 	Events uint32 // events in it
 	Raw    []byte // payload
@@ -49,9 +54,10 @@ type Frame struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// compressor is for one goroutine at a time with EncodeAll, which is fine with
-// any number.
-var compressor = must(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false)))
+// compressor is fine with any number of goroutines. A frame is one block of a
+// known length, so that a reader knows before it unpacks.
+var compressor = must(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+	zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithWindowSize(maxRaw)))
 
 // must is for options that are constants.
 func must[T any](v T, err error) T {
@@ -61,9 +67,13 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Append appends the frame as it stands in a dump. seq counts the frames of a
-// file from 0.
-func (f *Frame) Append(dst []byte, seq uint32) []byte {
+// RunID is what the frames of a recording have in common: a checksum of its
+// name.
+func RunID(run string) uint32 { return crc32.Checksum([]byte(run), castagnoli) }
+
+// Append appends the frame as it stands in a dump. run is the [RunID] of the
+// dump's header, and seq counts the frames of a file from 0 without a gap.
+func (f *Frame) Append(dst []byte, run, seq uint32) []byte {
 	at := len(dst)
 	dst = append(dst, make([]byte, frameHeaderSize)...)
 	compression := byte(compressionZstd)
@@ -78,13 +88,14 @@ func (f *Frame) Append(dst []byte, seq uint32) []byte {
 	h[4], h[5] = byte(f.Kind), compression
 	le.PutUint16(h[6:], 0)
 	le.PutUint32(h[8:], seq)
-	le.PutUint32(h[12:], uint32(len(f.Raw)))
-	le.PutUint32(h[16:], uint32(len(payload)))
-	le.PutUint64(h[20:], uint64(f.First))
-	le.PutUint32(h[28:], f.Events)
-	le.PutUint64(h[32:], f.Before)
-	le.PutUint32(h[40:], crc32.Checksum(payload, castagnoli))
-	le.PutUint32(h[44:], crc32.Checksum(h[:44], castagnoli))
+	le.PutUint32(h[12:], run)
+	le.PutUint32(h[16:], uint32(len(f.Raw)))
+	le.PutUint32(h[20:], uint32(len(payload)))
+	le.PutUint32(h[24:], f.Events)
+	le.PutUint32(h[28:], crc32.Checksum(payload, castagnoli))
+	le.PutUint64(h[32:], uint64(f.First))
+	le.PutUint64(h[40:], f.Before)
+	le.PutUint32(h[48:], crc32.Checksum(h[:48], castagnoli))
 	return dst
 }
 
@@ -92,7 +103,7 @@ func (f *Frame) Append(dst []byte, seq uint32) []byte {
 type frameHeader struct {
 	Frame       // without Raw and Last
 	compression byte
-	seq         uint32
+	seq, run    uint32
 	raw, stored uint32
 	sum         uint32
 }
@@ -103,15 +114,22 @@ var errNoFrame = errors.New("no frame begins there")
 // parseFrameHeader reads the first frameHeaderSize bytes of b.
 func parseFrameHeader(b []byte) (h frameHeader, err error) {
 	le := binary.LittleEndian
-	if len(b) < frameHeaderSize || [4]byte(b[:4]) != frameMagic || le.Uint32(b[44:]) != crc32.Checksum(b[:44], castagnoli) {
+	if len(b) < frameHeaderSize || [4]byte(b[:4]) != frameMagic || le.Uint32(b[48:]) != crc32.Checksum(b[:48], castagnoli) {
 		return h, errNoFrame
 	}
 	h = frameHeader{
-		Frame: Frame{Kind: Kind(b[4]), First: int64(le.Uint64(b[20:])), Events: le.Uint32(b[28:]), Before: le.Uint64(b[32:])},
-		seq:   le.Uint32(b[8:]), compression: b[5], raw: le.Uint32(b[12:]), stored: le.Uint32(b[16:]), sum: le.Uint32(b[40:]),
+		Frame: Frame{Kind: Kind(b[4]), First: int64(le.Uint64(b[32:])), Events: le.Uint32(b[24:]), Before: le.Uint64(b[40:])},
+		seq:   le.Uint32(b[8:]), run: le.Uint32(b[12:]), compression: b[5], raw: le.Uint32(b[16:]), stored: le.Uint32(b[20:]), sum: le.Uint32(b[28:]),
 	}
-	if h.raw > maxRaw || h.stored > maxStored {
-		return h, errNoFrame // nobody writes such a one
+	// What nobody writes. An event takes more than one byte.
+	if h.raw > maxRaw || h.stored > h.raw || h.Before > maxBefore || h.Events > h.raw {
+		return h, errNoFrame
+	}
+	switch h.Kind {
+	case FrameHeader, FramePreamble, FrameEnd:
+		if h.Events != 0 {
+			return h, errNoFrame
+		}
 	}
 	return h, nil
 }
@@ -123,7 +141,8 @@ type decompressor struct {
 }
 
 func newDecompressor() (*decompressor, error) {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecoderLowmem(true), zstd.IgnoreChecksum(true))
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecoderMaxWindow(maxRaw),
+		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("starting the decompressor: %w", err)
 	}
@@ -132,10 +151,13 @@ func newDecompressor() (*decompressor, error) {
 
 func (d *decompressor) close() { d.z.Close() }
 
+// errSum is a payload that is not what was written.
+var errSum = errors.New("its checksum is wrong")
+
 // open returns a frame's payload, which is valid until the next call.
 func (d *decompressor) open(h *frameHeader, stored []byte) ([]byte, error) {
 	if crc32.Checksum(stored, castagnoli) != h.sum {
-		return nil, errors.New("its checksum is wrong")
+		return nil, errSum
 	}
 	switch h.compression {
 	case compressionNone:
@@ -144,54 +166,93 @@ func (d *decompressor) open(h *frameHeader, stored []byte) ([]byte, error) {
 		}
 		return stored, nil
 	case compressionZstd:
-		if cap(d.buf) < int(h.raw) {
-			d.buf = make([]byte, 0, h.raw)
+		// One that would unpack to something else is not begun with.
+		var zh zstd.Header
+		if err := zh.Decode(stored); err != nil {
+			return nil, fmt.Errorf("unpacking it: %w", err)
 		}
-		raw, err := d.z.DecodeAll(stored, d.buf[:0])
+		if zh.Skippable || !zh.HasFCS || zh.FrameContentSize != uint64(h.raw) || zh.DictionaryID != 0 {
+			return nil, errors.New("it is not as long as its header says")
+		}
+		if cap(d.buf) < int(h.raw) {
+			d.buf = make([]byte, 0, 1<<bits.Len32(h.raw-1))
+		}
+		raw, err := d.z.DecodeAll(stored, d.buf[:0:h.raw])
 		if err != nil {
 			return nil, fmt.Errorf("unpacking it: %w", err)
 		}
 		if len(raw) != int(h.raw) {
 			return nil, errors.New("it is not as long as its header says")
 		}
-		d.buf = raw[:0]
 		return raw, nil
 	}
 	return nil, fmt.Errorf("it is compressed in a way (%d) that this tcptrace does not know", h.compression)
 }
 
+// maxCommand bounds the command line in a header, in bytes.
+const maxCommand = 64 << 10
+
 // HeaderFrame returns the bytes with which a dump begins: the signature and
-// both copies of the header. The next frame is number 2.
+// both copies of the header. The next frame is number 2. Of a very long
+// command line the beginning is kept.
 func HeaderFrame(h Header) ([]byte, error) {
 	h.Format, h.Layout = Format, layout
+	h.Command = shorten(h.Command, maxCommand)
 	raw, err := encodeJSON(h)
+	if err == nil {
+		err = checkJSON(raw)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("encoding the header: %w", err)
 	}
-	if len(raw) > maxRaw {
-		return nil, fmt.Errorf("the header takes %d bytes, more than %d", len(raw), maxRaw)
+	f, run := Frame{Kind: FrameHeader, First: h.StartedBoot, Raw: raw}, RunID(h.Run)
+	return f.Append(f.Append(append([]byte(nil), signature[:]...), run, 0), run, 1), nil
+}
+
+// shorten returns the first texts of a list, of no more than most bytes, and
+// says where it ends too early.
+func shorten(list []string, most int) []string {
+	for i, s := range list {
+		if len(s) > most {
+			s = strings.ToValidUTF8(s[:most], "")
+			return append(slices.Clone(list[:i]), s+"…")
+		}
+		most -= len(s)
 	}
-	f := Frame{Kind: FrameHeader, First: h.StartedBoot, Raw: raw}
-	return f.Append(f.Append(append([]byte(nil), signature[:]...), 0), 1), nil
+	return list
 }
 
 // EndFrame returns the last frame of a part. before is how many events of the
-// recording came before it.
+// recording came before it ([Encoder.Before]). Of an audit that is too long,
+// the beginning is kept.
 func EndFrame(end End, before uint64) (*Frame, error) {
-	raw, err := encodeJSON(end)
-	if err != nil {
-		return nil, err
-	}
-	for len(raw) > maxRaw && end.Summary != nil && len(end.Summary.Audit.Lines) > 0 {
-		lines := end.Summary.Audit.Lines
+	end.Text = shorten([]string{end.Text}, maxText)[0]
+	if end.Summary != nil {
 		s := *end.Summary
-		s.Audit.Lines = lines[:len(lines)/2]
+		s.Cost.BPFNanosPerEvent = finite(s.Cost.BPFNanosPerEvent)
+		s.Cost.BPFCPUPercent, s.Cost.UserCPUPercent = finite(s.Cost.BPFCPUPercent), finite(s.Cost.UserCPUPercent)
 		end.Summary = &s
-		if raw, err = encodeJSON(end); err != nil {
-			return nil, err
+	}
+	for {
+		raw, err := encodeJSON(end)
+		if err == nil {
+			err = checkJSON(raw)
+		}
+		if err == nil {
+			return &Frame{Kind: FrameEnd, First: end.At, Last: end.At, Before: before, Raw: raw}, nil
+		}
+		if end.Summary == nil || !end.Summary.Audit.halve() {
+			return nil, fmt.Errorf("encoding the end: %w", err)
 		}
 	}
-	return &Frame{Kind: FrameEnd, First: end.At, Last: end.At, Before: before, Raw: raw}, nil
+}
+
+// finite is for JSON, which has no other numbers.
+func finite(f float64) float64 {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return 0
+	}
+	return f
 }
 
 // Assemble returns a dump in memory. end may be nil.
@@ -200,9 +261,9 @@ func Assemble(h Header, frames []*Frame, end *End) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	seq, before := uint32(2), uint64(0)
+	run, seq, before := RunID(h.Run), uint32(2), uint64(0)
 	for _, f := range frames {
-		out = f.Append(out, seq)
+		out = f.Append(out, run, seq)
 		seq++
 		before = f.Before + uint64(f.Events)
 	}
@@ -211,7 +272,7 @@ func Assemble(h Header, frames []*Frame, end *End) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = f.Append(out, seq)
+		out = f.Append(out, run, seq)
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -75,14 +76,19 @@ var layout = Layout{
 // maxFields bounds a group of a header from elsewhere.
 const maxFields = 64
 
+// checkFormat reports a version that cannot be read.
+func checkFormat(version int) error {
+	if version > Format {
+		return fmt.Errorf("its format is version %d, and this tcptrace reads up to version %d: %w", version, Format, ErrNewer)
+	}
+	if version < 1 {
+		return errors.New("it names no version of the format")
+	}
+	return nil
+}
+
 // check reports what a reader cannot live with.
 func (h *Header) check() error {
-	if h.Format > Format {
-		return fmt.Errorf("its format is version %d, and this tcptrace reads up to %d: %w", h.Format, Format, ErrNewer)
-	}
-	if h.Format < 1 {
-		return errors.New("its header names no version of the format")
-	}
 	for _, g := range []struct {
 		name string
 		have []string
@@ -95,17 +101,17 @@ func (h *Header) check() error {
 		{"sysctls", h.Layout.Sysctls, layout.Sysctls},
 	} {
 		if len(g.have) > maxFields {
-			return fmt.Errorf("its header has %d fields in group %s, more than %d", len(g.have), g.name, maxFields)
+			return fmt.Errorf("it has %d fields in group %s, more than %d", len(g.have), g.name, maxFields)
 		}
 		for i := range min(len(g.have), len(g.want)) {
 			if g.have[i] != g.want[i] {
-				return fmt.Errorf("field %d of group %s is %q in its header, not %q", i, g.name, g.have[i], g.want[i])
+				return fmt.Errorf("field %d of group %s is %q, not %q", i, g.name, g.have[i], g.want[i])
 			}
 		}
 	}
 	// A shape says what follows it.
 	if len(h.Layout.Shape) < len(layout.Shape) {
-		return fmt.Errorf("its header has %d fields in group shape, fewer than %d", len(h.Layout.Shape), len(layout.Shape))
+		return fmt.Errorf("it has %d fields in group shape, fewer than %d", len(h.Layout.Shape), len(layout.Shape))
 	}
 	return nil
 }
@@ -164,10 +170,72 @@ type Summary struct {
 	Cost     Cost          `json:"cost"`
 }
 
-func encodeJSON(v any) ([]byte, error) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("encoding a record: %w", err)
+// Bounds of a record that is JSON, so that it cannot grow much when it is read.
+const (
+	maxJSON    = 1 << 20 // bytes
+	maxObjects = 1 << 14 // objects and arrays
+	maxValues  = 1 << 17
+	maxDepth   = 32
+)
+
+var errJSON = errors.New("it is too big")
+
+// encodeJSON returns what checkJSON may still find too big.
+func encodeJSON(v any) ([]byte, error) { return json.Marshal(v) }
+
+// checkJSON reports whether a record is within the bounds. It does not look
+// whether it is JSON.
+func checkJSON(raw []byte) error {
+	if len(raw) > maxJSON {
+		return fmt.Errorf("%w: %d bytes, more than %d", errJSON, len(raw), maxJSON)
 	}
-	return b, nil
+	depth, objects, values := 0, 0, 0
+	for i := 0; i < len(raw); i++ {
+		switch raw[i] {
+		case '"':
+			for i++; i < len(raw) && raw[i] != '"'; i++ {
+				if raw[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+			objects++
+		case '}', ']':
+			depth--
+		case ',':
+			values++
+		}
+		if depth > maxDepth || objects > maxObjects || values > maxValues {
+			return fmt.Errorf("%w: more than %d levels, %d objects or %d values", errJSON, maxDepth, maxObjects, maxValues)
+		}
+	}
+	return nil
+}
+
+func decodeJSON(raw []byte, to any) error {
+	if err := checkJSON(raw); err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, to)
+}
+
+// leftOut is the note of an audit that was too long.
+const leftOut = "not kept, because there were too many: the counters of further network namespaces"
+
+// halve leaves out the second half of an audit, and reports whether there was
+// something to leave out. The slices stay as they are for others.
+func (a *Audit) halve() bool {
+	switch {
+	case len(a.Lines) > 0:
+		a.Lines = a.Lines[:len(a.Lines)/2]
+		if !slices.Contains(a.Notes, leftOut) {
+			a.Notes = append(slices.Clip(a.Notes), leftOut)
+		}
+	case len(a.Notes) > 1:
+		a.Notes = []string{leftOut}
+	default:
+		return false
+	}
+	return true
 }

@@ -2,10 +2,10 @@ package dump
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -18,39 +18,53 @@ var (
 
 // Damage is a stretch of a dump that could not be read.
 type Damage struct {
-	Offset int64  // of its first byte
-	Bytes  int64  // how long it is
-	Events uint64 // how many events were lost with it
+	Offset int64 // of its first byte
+	Bytes  int64 // how long it is; 0 where something is missing
+	// Events is how many events are known to have been lost with it. Where the
+	// header of a frame is damaged, too, only the feed's Lost tells.
+	Events uint64
 	What   string
 }
 
 func (d Damage) String() string {
+	if d.Bytes == 0 {
+		return fmt.Sprintf("at offset %d: %s", d.Offset, d.What)
+	}
 	return fmt.Sprintf("%d bytes from offset %d on cannot be read: %s", d.Bytes, d.Offset, d.What)
 }
 
-// Reader reads a dump. Whatever it is fed, it keeps no more than a few frames.
+// Reader reads a dump. Whatever it is fed, it keeps no more than a few frames,
+// of at most 4 MiB each. It belongs to one goroutine.
 type Reader struct {
 	src    io.Reader
 	buf    []byte
 	used   int   // of buf
 	offset int64 // of the first byte that was not used, in the file
 	eof    bool
-	err    error // of src
 
-	header  Header
-	z       *decompressor
-	seq     uint32 // the next frame's
-	told    uint64 // events of the recording that were handed over or told lost
-	expect  uint64 // events of the recording up to the last frame of which anything is known
-	began   bool   // told is known
+	header    Header
+	z         *decompressor
+	opened    bool   // header and run are known
+	run       uint32 // of all frames of this dump
+	seq       uint32 // the next frame's
+	told      uint64 // events of the recording that were handed over or told lost
+	expect    uint64 // events of the recording up to the last frame of which anything is known
+	began     bool   // told is known
+	continued bool
+	wasted    int64 // bytes of frames that were searched for others
+
 	damaged []Damage
 	dropped uint64 // damages beyond the bound
+	hole    bool   // something could not be read since the last frame
 	end     *End
 	dec     *decoder
 }
 
 // maxDamages bounds what a reader remembers of a file that is full of holes.
 const maxDamages = 64
+
+// maxJunk is how much may stand before a dump whose first bytes are damaged.
+const maxJunk = 64
 
 // NewReader reads the beginning of a dump. The error wraps [ErrNotDump] or
 // [ErrNewer], or is the source's.
@@ -64,52 +78,73 @@ func NewReader(src io.Reader) (*Reader, error) {
 		z.close()
 		return nil, err
 	}
+	r.dec = newDecoder(&r.header)
+	r.dec.partial = !r.began
 	return r, nil
 }
 
 // open finds the header, of which there are two.
 func (r *Reader) open() error {
-	b, err := r.peek(len(signature))
+	b, err := r.peek(len(signature) + maxJunk + frameHeaderSize)
+	switch {
+	case err != nil:
+		return err
+	case len(b) == 0:
+		return fmt.Errorf("the file is empty: %w", ErrNotDump)
+	case len(b) < len(signature) && bytes.HasPrefix(signature[:], b):
+		return errNoHeader
+	case bytes.HasPrefix(b, signature[:]):
+		r.skip(len(signature))
+	default:
+		// Perhaps it is only the signature that is damaged.
+		at := bytes.Index(b, frameMagic[:])
+		if at >= 0 {
+			_, err = parseFrameHeader(b[at:])
+		}
+		if at < 0 || err != nil {
+			return fmt.Errorf("its first bytes are others: %w", ErrNotDump)
+		}
+		r.damage(Damage{Offset: 0, Bytes: int64(at), What: "the signature of a dump is not there, or not whole"})
+		r.skip(at)
+	}
+	h, raw, err := r.frame()
+	if err == io.EOF {
+		return errNoHeader
+	}
 	if err != nil {
 		return err
 	}
-	if len(b) == 0 {
-		return fmt.Errorf("the file is empty: %w", ErrNotDump)
+	if h.Kind != FrameHeader {
+		return fmt.Errorf("both copies of its header are damaged: %w", ErrNotDump)
 	}
-	if bytes.HasPrefix(b, signature[:]) {
-		r.skip(len(signature))
-	} else {
-		// Perhaps it is only the signature that is damaged.
-		next, err := r.peek(len(signature) + frameHeaderSize)
-		if err != nil {
-			return err
-		}
-		if len(next) < len(signature)+frameHeaderSize {
-			return fmt.Errorf("its first bytes are others: %w", ErrNotDump)
-		}
-		if _, err := parseFrameHeader(next[len(signature):]); err != nil {
-			return fmt.Errorf("its first bytes are others: %w", ErrNotDump)
-		}
-		r.damage(Damage{Offset: 0, Bytes: int64(len(signature)), What: "it is not the signature of a dump"})
-		r.skip(len(signature))
+	// Of a later version, perhaps only this can be read.
+	var format struct {
+		Format int `json:"format"`
 	}
-	for {
-		h, raw, err := r.frame()
-		if err == io.EOF {
-			return fmt.Errorf("it ends before its header does: %w", ErrNotDump)
-		}
-		if err != nil {
-			return err
-		}
-		if h.Kind != FrameHeader {
-			return fmt.Errorf("both copies of its header are damaged: %w", ErrNotDump)
-		}
-		if err := json.Unmarshal(raw, &r.header); err != nil {
-			return fmt.Errorf("reading the header: %w: %w", ErrNotDump, err)
-		}
-		return r.header.check()
+	err = decodeJSON(raw, &format)
+	if err == nil {
+		err = checkFormat(format.Format)
 	}
+	if err == nil {
+		err = decodeJSON(raw, &r.header)
+	}
+	if err == nil {
+		err = r.header.check()
+	}
+	if errors.Is(err, ErrNewer) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("its header cannot be read: %w: %w", err, ErrNotDump)
+	}
+	r.opened, r.run = true, h.run
+	if r.header.Part == 0 && r.header.Window == nil {
+		r.began = true // with event 0
+	}
+	return nil
 }
+
+var errNoHeader = fmt.Errorf("it ends before its header does: %w", ErrNotDump)
 
 // Header is what the dump says of itself.
 func (r *Reader) Header() *Header { return &r.header }
@@ -122,13 +157,17 @@ func (r *Reader) End() *End { return r.end }
 // are remembered.
 func (r *Reader) Damages() (list []Damage, more uint64) { return r.damaged, r.dropped }
 
-// Newest is the newest time in the frames read so far, CLOCK_BOOTTIME.
-func (r *Reader) Newest() int64 {
-	if r.dec == nil {
-		return 0
-	}
-	return r.dec.newest
-}
+// Newest is the newest time in the frames read so far, CLOCK_BOOTTIME; 0 if
+// there was none.
+func (r *Reader) Newest() int64 { return r.dec.newest }
+
+// Told is how many events of the recording were handed over or told lost.
+func (r *Reader) Told() uint64 { return r.told }
+
+// Whole reports whether the dump was read to its end and nothing is missing
+// there, so that the part that follows can go on with a snapshot that this one
+// began.
+func (r *Reader) Whole() bool { return r.end != nil && !r.hole && !r.dec.partial }
 
 // Close releases the decompressor. It does not close the source.
 func (r *Reader) Close() { r.z.close() }
@@ -140,113 +179,125 @@ func (r *Reader) Next(feed Feed) error { return r.next(feed, false) }
 
 // Continue is Next for a part that comes after another one of the same
 // recording, whose events up to there were told. If it follows at once, its
-// preambles repeat what was told there.
+// preambles repeat what was told there, and a snapshot can go on. What was told
+// already is passed over.
 func (r *Reader) Continue(feed Feed, told uint64, follows bool) error {
-	if !r.began {
-		r.began, r.told = true, told
+	if !r.continued {
+		r.continued, r.began, r.told = true, true, told
+		r.dec.partial = !follows
 	}
 	return r.next(feed, follows)
 }
 
-// Told is how many events of the recording were handed over or told lost.
-func (r *Reader) Told() uint64 { return r.told }
-
 func (r *Reader) next(feed Feed, follows bool) error {
-	if r.dec == nil {
-		r.dec = newDecoder(&r.header, nil)
-	}
 	r.dec.feed = feed
 	for {
-		at := r.offset
-		damages := len(r.damaged) + int(r.dropped)
 		h, raw, err := r.frame()
-		if damages != len(r.damaged)+int(r.dropped) {
+		if r.hole {
 			r.dec.broken()
 		}
-		if err == io.EOF && r.began && r.expect > r.told {
-			r.tell(feed, r.expect-r.told)
-			r.told = r.expect
+		if err == io.EOF {
+			r.upTo(feed, r.expect, 0)
 		}
 		if err != nil {
 			return err
 		}
+		r.hole = false
+		at := r.offset - int64(frameHeaderSize) - int64(h.stored)
 		switch h.Kind {
 		case FrameHeader:
 			continue // the copy
 		case FrameEnd:
 			var end End
-			if err := json.Unmarshal(raw, &end); err != nil {
+			if err := decodeJSON(raw, &end); err != nil {
 				r.damage(Damage{Offset: at, Bytes: r.offset - at, What: "reading the end: " + err.Error()})
 				continue
 			}
-			r.missing(feed, &h)
+			r.upTo(feed, h.Before, h.First)
 			r.end = &end
 			continue
 		case FramePreamble:
-			if !r.began {
-				r.began, r.told = true, h.Before
-			}
-			if follows {
+			gap := r.upTo(feed, h.Before, h.First)
+			if follows && !gap {
 				continue
 			}
 		case FrameRecords:
-			r.missing(feed, &h)
+			if h.Before < r.told {
+				if !r.continued || h.Before+uint64(h.Events) > r.told {
+					r.damage(Damage{Offset: at, Bytes: r.offset - at, What: "a frame's events are some that were told before"})
+				}
+				r.dec.broken()
+				continue
+			}
+			r.upTo(feed, h.Before, h.First)
 		default:
 			continue // of a later version
 		}
 		events, err := r.dec.payload(&h.Frame, raw)
 		if err != nil {
+			lost := uint64(h.Events - events)
+			r.damage(Damage{Offset: at, Bytes: r.offset - at, Events: lost, What: "a frame's records: " + err.Error()})
 			r.dec.broken()
-			lost := uint64(h.Events - min(h.Events, events))
-			r.damage(Damage{Offset: at, Bytes: r.offset - at, Events: lost, What: "its records: " + err.Error()})
-			r.tell(feed, lost)
+			r.tell(feed, lost, h.First)
 		}
 		r.told += uint64(h.Events)
 		return nil
 	}
 }
 
-// missing tells of the events of the recording that are not there before a
-// frame.
-func (r *Reader) missing(feed Feed, h *frameHeader) {
-	if !r.began {
-		// Where a recording's first part is not there, what is missing was never
-		// part of this.
-		r.began, r.told = true, h.Before
-	}
-	if h.Before > r.told {
-		r.dec.broken()
-		r.tell(feed, h.Before-r.told)
-		r.told = h.Before
-	}
-}
-
 // WhereDump is where events are said to be lost that are missing in a dump.
 const WhereDump = "dump"
 
-func (r *Reader) tell(feed Feed, n uint64) {
-	if n > 0 {
-		feed.Lost(r.dec.newest, event.Lost{Where: WhereDump, Count: n})
+// upTo tells of the events that are missing before one of the recording, and
+// reports whether there are any.
+func (r *Reader) upTo(feed Feed, before uint64, at int64) bool {
+	if !r.began || before <= r.told {
+		return false
 	}
+	r.dec.broken()
+	r.tell(feed, before-r.told, at)
+	r.told = before
+	return true
+}
+
+// tell tells of lost events, as noticed when all before them were told; at is
+// for the beginning.
+func (r *Reader) tell(feed Feed, n uint64, at int64) {
+	if n == 0 {
+		return
+	}
+	if r.dec.newest != 0 {
+		at = r.dec.newest
+	} else if at == 0 {
+		at = r.header.StartedBoot
+	}
+	feed.Lost(at, event.Lost{Where: WhereDump, Count: n})
 }
 
 // peek returns up to n bytes without using them: fewer only at the end.
 func (r *Reader) peek(n int) ([]byte, error) {
-	for len(r.buf)-r.used < n && !r.eof {
+	for idle := 0; len(r.buf)-r.used < n && !r.eof; {
 		if cap(r.buf)-r.used < n || cap(r.buf) == len(r.buf) {
 			to := r.buf[:0]
 			if cap(to) < n {
-				to = make([]byte, 0, max(n, 256<<10))
+				to = make([]byte, 0, max(1<<bits.Len(uint(n-1)), 256<<10))
 			}
 			r.buf = to[:copy(to[:cap(to)], r.buf[r.used:])]
 			r.used = 0
 		}
 		m, err := r.src.Read(r.buf[len(r.buf):cap(r.buf)])
 		r.buf = r.buf[:len(r.buf)+m]
-		if err == io.EOF {
+		switch {
+		case err == io.EOF:
 			r.eof = true
-		} else if err != nil {
+		case err != nil:
 			return nil, fmt.Errorf("reading the dump: %w", err)
+		case m > 0:
+			idle = 0
+		default:
+			if idle++; idle == 100 {
+				return nil, fmt.Errorf("reading the dump: %w", io.ErrNoProgress)
+			}
 		}
 	}
 	return r.buf[r.used:min(r.used+n, len(r.buf))], nil
@@ -260,7 +311,8 @@ func (r *Reader) skip(n int) {
 // damage remembers a stretch, as one with the stretch before it if that ends
 // where it begins.
 func (r *Reader) damage(d Damage) {
-	if n := len(r.damaged); n > 0 && r.damaged[n-1].Offset+r.damaged[n-1].Bytes == d.Offset {
+	r.hole = true
+	if n := len(r.damaged); n > 0 && r.dropped == 0 && r.damaged[n-1].Bytes > 0 && r.damaged[n-1].Offset+r.damaged[n-1].Bytes == d.Offset {
 		r.damaged[n-1].Bytes += d.Bytes
 		r.damaged[n-1].Events += d.Events
 		return
@@ -283,16 +335,13 @@ func (r *Reader) frame() (frameHeader, []byte, error) {
 		if len(head) == 0 {
 			return frameHeader{}, nil, io.EOF
 		}
-		if len(head) < frameHeaderSize {
-			r.damage(Damage{Offset: r.offset, Bytes: int64(len(head)), What: "the dump was cut off within a frame's header"})
-			r.skip(len(head))
-			return frameHeader{}, nil, io.EOF
-		}
-		h, err := parseFrameHeader(head)
-		if err == nil {
-			r.expect = max(r.expect, h.Before+uint64(h.Events))
-		} else {
-			if err := r.seek("no frame begins there"); err != nil {
+		h, err := r.parse(head)
+		if err != nil {
+			cut := err.Error()
+			if len(head) < frameHeaderSize {
+				cut = "the dump was cut off within a frame's header"
+			}
+			if err := r.seek(Damage{What: err.Error()}, cut); err != nil {
 				return frameHeader{}, nil, err
 			}
 			continue
@@ -302,28 +351,86 @@ func (r *Reader) frame() (frameHeader, []byte, error) {
 		if err != nil {
 			return frameHeader{}, nil, err
 		}
+		var raw []byte
 		if len(whole) < size {
-			r.damage(Damage{
-				Offset: r.offset, Bytes: int64(len(whole)), Events: uint64(h.Events),
-				What: fmt.Sprintf("the dump was cut off: the last frame has %d of its %d bytes", len(whole), size),
-			})
-			r.skip(len(whole))
-			return frameHeader{}, nil, io.EOF
+			err = errCut
+		} else {
+			raw, err = r.z.open(&h, whole[frameHeaderSize:])
 		}
-		raw, err := r.z.open(&h, whole[frameHeaderSize:])
-		if err != nil {
-			r.damage(Damage{Offset: r.offset, Bytes: int64(size), Events: uint64(h.Events), What: "a frame is damaged: " + err.Error()})
+		late := r.opened && h.seq < r.seq || r.end != nil
+		if !late {
+			r.note(&h)
+		}
+		d := Damage{Offset: r.offset, Bytes: int64(size), Events: uint64(h.Events)}
+		switch {
+		case err == errCut || err == errSum && r.wasted <= maxWasted+4*r.offset:
+			// What is wrong can be its length: the next frame can begin before its
+			// end.
+			if err == errSum {
+				r.wasted += int64(size)
+			}
+			d.What = "a frame is damaged: " + err.Error()
+			cut := fmt.Sprintf("the dump was cut off: the last frame has %d of its %d bytes", len(whole), size)
+			if err == errSum {
+				cut = d.What
+			}
+			if err := r.seek(d, cut); err != nil {
+				return frameHeader{}, nil, err
+			}
+		case err != nil:
+			d.What = "a frame is damaged: " + err.Error()
+			r.damage(d)
 			r.skip(size)
-			continue
+		case late:
+			d.What, d.Events = "a frame is one that was before, or comes after a later one", 0
+			r.damage(d)
+			r.skip(size)
+		default:
+			if n := h.seq - r.seq; r.opened && n > 0 && !r.hole {
+				r.damage(Damage{Offset: r.offset, What: fmt.Sprintf("%d frames are missing", n)})
+			}
+			r.seq = h.seq + 1
+			r.skip(size)
+			return h, raw, nil
 		}
-		r.skip(size)
-		return h, raw, nil
 	}
 }
 
-// seek goes to where the next frame begins, after here.
-func (r *Reader) seek(what string) error {
-	start := r.offset
+// maxWasted bounds the search within damaged frames, so that a file that is
+// made of them takes no longer than another: bytes, and four times the file.
+const maxWasted = 64 << 20
+
+var (
+	errCut   = errors.New("it is shorter than its header says")
+	errOther = errors.New("a frame is of another recording")
+)
+
+// parse reads a frame's header, if it is one of this dump.
+func (r *Reader) parse(head []byte) (frameHeader, error) {
+	h, err := parseFrameHeader(head)
+	if err == nil && r.opened && h.run != r.run {
+		err = errOther
+	}
+	return h, err
+}
+
+// note keeps what a frame's header says of the recording.
+func (r *Reader) note(h *frameHeader) {
+	if h.Kind == FrameHeader {
+		return
+	}
+	if !r.began {
+		// Where a recording's first part is not there, what is missing was never
+		// part of this.
+		r.began, r.told = true, h.Before
+	}
+	r.expect = max(r.expect, h.Before+uint64(h.Events))
+}
+
+// seek goes to where the next frame begins, after here. What lies between is
+// damage, which is said to be something else where no frame follows.
+func (r *Reader) seek(d Damage, cut string) error {
+	d.Offset = r.offset
 	r.skip(1)
 	for {
 		b, err := r.peek(64 << 10)
@@ -333,9 +440,13 @@ func (r *Reader) seek(what string) error {
 		i := bytes.Index(b, frameMagic[:])
 		if i < 0 {
 			// The magic may begin with the last bytes.
-			r.skip(max(len(b)-len(frameMagic)+1, min(len(b), 1)))
-			if len(b) < len(frameMagic) {
-				r.skip(len(r.buf) - r.used)
+			keep := min(len(b), len(frameMagic)-1)
+			if len(b) < 64<<10 {
+				keep = 0
+			}
+			r.skip(len(b) - keep)
+			if keep == 0 {
+				d.What = cut
 				break
 			}
 			continue
@@ -345,11 +456,12 @@ func (r *Reader) seek(what string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := parseFrameHeader(head); err == nil {
+		if _, err := r.parse(head); err == nil {
 			break
 		}
 		r.skip(1)
 	}
-	r.damage(Damage{Offset: start, Bytes: r.offset - start, What: what})
+	d.Bytes = r.offset - d.Offset
+	r.damage(d)
 	return nil
 }

@@ -2,6 +2,7 @@ package dump
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -21,10 +22,11 @@ const (
 	tagListener      = 7  // a listener: its identity
 	tagBeginSnapshot = 8  // Δtime, netns
 	tagEndSnapshot   = 9  // Δtime, netns
-	tagNamespace     = 10 // inode, name, known, how many sysctls, they
+	tagNamespace     = 10 // inode, name, known, the numbers of Layout.Sysctls
 	tagAbout         = 11 // what is known of a process: pid, comm, cgroup, executable
 	tagLost          = 12 // Δtime, where, count
 	tagAudit         = 13 // an Audit as JSON, length first
+	tagMore          = 14 // of a later version: a number, and bytes, length first; 15 is no tag
 	// A tag from here on is an event whose shape is the tag without it.
 	tagEvent = 16
 )
@@ -38,19 +40,25 @@ const (
 	hasInventory = 1 << 4
 	hasOwner     = 1 << 5 // of a snapshot's line: pid and name
 	isSnapshot   = 1 << 6 // belongs to a snapshot
+	// For each further bit a later version has a group of numbers at the end of
+	// the event, as a listener's is written.
+	hasBits = 7
 )
 
 // maxDefined bounds each kind of definition in a frame.
 const maxDefined = 1 << 16
 
-// maxText bounds a text, and maxAudit an audit.
-const (
-	maxText  = 64 << 10
-	maxAudit = 1 << 20
-)
+// maxText bounds a text, in bytes.
+const maxText = 64 << 10
 
-// shape is what events have in common.
+// shape is what events have in common, packed, as it is looked up with each.
 type shape struct {
+	a uint64 // kind, old, new, attempt: 8 bits each; flags, err: 16
+	b uint64 // reason: 32; tcpFlags, out, has, traffic: 8
+}
+
+// layoutShape is a shape of a dump, which can be of a later version.
+type layoutShape struct {
 	kind     event.Kind
 	old, new event.State
 	attempt  uint8
@@ -59,32 +67,34 @@ type shape struct {
 	reason   uint32
 	tcpFlags uint8
 	out      bool
-	has      uint8
-	traffic  uint8 // which numbers of Traffic are not those of the socket's event before
+	has      uint64
+	traffic  uint64 // which numbers of Traffic are not those of the socket's event before
 }
 
-var errMalformed = errors.New("it is malformed")
+var (
+	errMalformed = errors.New("it is malformed")
+	errTooMany   = fmt.Errorf("%w: more than %d definitions of a kind", errMalformed, maxDefined)
+)
 
-func (s *shape) numbers() [11]uint64 {
-	var out uint64
-	if s.out {
-		out = 1
-	}
+// numbers are those of the layout, in its order.
+func (s shape) numbers() [11]uint64 {
+	byte := func(v uint64, shift int) uint64 { return v >> shift & 0xff }
 	return [11]uint64{
-		uint64(s.kind), uint64(s.old), uint64(s.new), uint64(s.flags), uint64(s.err), uint64(s.attempt),
-		uint64(s.reason), uint64(s.tcpFlags), out, uint64(s.has), uint64(s.traffic),
+		byte(s.a, 0), byte(s.a, 8), byte(s.a, 16), s.a >> 32 & 0xffff, s.a >> 48, byte(s.a, 24),
+		s.b & 0xffffffff, byte(s.b, 32), byte(s.b, 40), byte(s.b, 48), s.b >> 56,
 	}
 }
 
-func shapeOf(n [11]uint64) (shape, error) {
+// shapeOf makes a shape of the numbers of the layout.
+func shapeOf(n [11]uint64) (layoutShape, bool) {
 	if n[0] > 0xff || n[1] > 0xff || n[2] > 0xff || n[3] > 0xffff || n[4] > 0xffff || n[5] > 0xff || n[6] > 0xffffffff ||
-		n[7] > 0xff || n[8] > 1 || n[9] > 0xff || n[10] > 0xff {
-		return shape{}, errMalformed
+		n[7] > 0xff || n[8] > 1 {
+		return layoutShape{}, false
 	}
-	return shape{
+	return layoutShape{
 		kind: event.Kind(n[0]), old: event.State(n[1]), new: event.State(n[2]), flags: event.Flags(n[3]), err: uint16(n[4]),
-		attempt: uint8(n[5]), reason: uint32(n[6]), tcpFlags: uint8(n[7]), out: n[8] == 1, has: uint8(n[9]), traffic: uint8(n[10]),
-	}, nil
+		attempt: uint8(n[5]), reason: uint32(n[6]), tcpFlags: uint8(n[7]), out: n[8] == 1, has: n[9], traffic: n[10],
+	}, true
 }
 
 // The numbers of a listener, an inventory and the sysctls in the order of the

@@ -142,7 +142,7 @@ func play(t *testing.T, pick func(lab.Case) bool, o diagnose.Options) {
 	if len(all) == 0 {
 		return // TCPTRACE_CASES names none of these
 	}
-	w := watchtest.Watch(t, filter.Filter{}, o)
+	w := watchtest.WatchRecorded(t, filter.Filter{}, o)
 	if !w.Caps.HasProbes || watchtest.InVM() {
 		// A shut window shows in snapshots only (at the receiver always), and on
 		// a busy machine these are far between.

@@ -14,44 +14,23 @@ import (
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/dump/dumptest"
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/internal/timeline/timelinetest"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
-// memory is a recorder that keeps a dump of several parts in memory.
-type memory struct {
-	*dump.Encoder
-	h      dump.Header
-	frames [][]*dump.Frame // by part
-	end    dump.End
-	before []uint64
-}
+// memory is a recording whose parts can be replayed.
+type memory struct{ *dumptest.Memory }
 
-func newMemory() *memory {
-	m := &memory{frames: make([][]*dump.Frame, 1)}
-	m.Encoder = dump.NewEncoder(func(f *dump.Frame) {
-		i := len(m.frames) - 1
-		m.frames[i] = append(m.frames[i], f)
-	})
-	return m
-}
+func newMemory() *memory { return &memory{dumptest.NewMemory()} }
 
-func (m *memory) Begin(h dump.Header) error     { m.h = h; m.h.Run = "run"; return nil }
-func (m *memory) Tick(int64) (bool, error)      { m.Flush(); return false, nil }
-func (m *memory) End(e dump.End) error          { m.Flush(); m.end = e; return nil }
-func (m *memory) rotate()                       { p := m.Preamble(); m.frames = append(m.frames, []*dump.Frame{p}) }
 func (m *memory) part(t *testing.T, i int) Part { return m.reader(t, i, m.bytes(t, i)) }
 
 func (m *memory) bytes(t *testing.T, i int) []byte {
 	t.Helper()
-	h, end := m.h, m.end
-	h.Part = i
-	if i < len(m.frames)-1 {
-		end = dump.End{Reason: dump.EndRotated}
-	}
-	b, err := dump.Assemble(h, m.frames[i], &end)
+	b, err := m.Bytes(i)
 	require.NoError(t, err)
 	return b
 }
@@ -125,7 +104,7 @@ func TestReplayIsTheSame(t *testing.T) {
 			case 0:
 				mem.Flush()
 			case 1:
-				mem.rotate()
+				mem.Rotate()
 			case 2:
 				tape.Process(event.Process{PID: uint32(r.IntN(9)), Comm: "x", Cgroup: "/c"})
 			}
@@ -135,8 +114,8 @@ func TestReplayIsTheSame(t *testing.T) {
 		_, err := m.Finish(m.now, s)
 		require.NoError(t, err)
 		var parts []Part
-		for i := range mem.frames {
-			parts = append(parts, mem.part(t, len(mem.frames)-1-i)) // in any order
+		for i := range mem.Parts() {
+			parts = append(parts, mem.part(t, mem.Parts()-1-i)) // in any order
 		}
 		got, what := replayed(t, o, 0, parts...)
 		require.True(t, live.String() == got, "seed %d:\n%s\nreplayed:\n%s", seed, live.String(), got)
@@ -184,10 +163,10 @@ func run(t *testing.T, n int, between func(*taped, *memory, int)) (*memory, Opti
 func TestReplayOfWhatIsThere(t *testing.T) {
 	mem, o, live := run(t, 9, func(_ *taped, m *memory, i int) {
 		if i%3 == 2 && i < 8 {
-			m.rotate()
+			m.Rotate()
 		}
 	})
-	require.Len(t, mem.frames, 3)
+	require.Equal(t, 3, mem.Parts())
 	all, _ := replayed(t, o, 0, mem.part(t, 0), mem.part(t, 1), mem.part(t, 2))
 	require.Equal(t, live, all)
 
@@ -195,7 +174,7 @@ func TestReplayOfWhatIsThere(t *testing.T) {
 	require.Len(t, got.Problems, 1)
 	require.Contains(t, got.Problems[0], "parts 2 to 2")
 	perPart := uint64(0)
-	for _, f := range mem.frames[1] {
+	for _, f := range mem.Frames(1) {
 		perPart += uint64(f.Events)
 	}
 	require.Equal(t, perPart, got.Summary.Lost, "what the missing part held is told as lost")

@@ -59,6 +59,7 @@ type Watcher struct {
 
 	stop context.CancelFunc
 	done chan error
+	tape *tape // nil: not recorded
 }
 
 // keeper is what the pipeline writes to.
@@ -86,11 +87,23 @@ func keep[T any](w *Watcher, list *[]T, v T) error {
 // the test at the latest.
 func Watch(t *testing.T, f filter.Filter, d diagnose.Options) *Watcher {
 	t.Helper()
-	return WatchScope(t, nil, f, d)
+	return watch(t, nil, f, d, nil)
 }
 
-// WatchScope does the same for some processes only; nil means all.
+// WatchScope does the same for some processes only.
 func WatchScope(t *testing.T, scope pipeline.Scope, f filter.Filter, d diagnose.Options) *Watcher {
+	t.Helper()
+	return watch(t, scope, f, d, nil)
+}
+
+// WatchRecorded does what Watch does and records it, in several parts. End
+// replays the recording, and fails the test unless that says the same.
+func WatchRecorded(t *testing.T, f filter.Filter, d diagnose.Options) *Watcher {
+	t.Helper()
+	return watch(t, nil, f, d, newTape())
+}
+
+func watch(t *testing.T, scope pipeline.Scope, f filter.Filter, d diagnose.Options, tape *tape) *Watcher {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	tr, err := tracer.Open(ctx, tracer.Options{Attach: Attach(), Filter: tracer.KernelFilter{Netns: f.Netns, Ports: f.Ports}})
@@ -98,21 +111,25 @@ func WatchScope(t *testing.T, scope pipeline.Scope, f filter.Filter, d diagnose.
 		cancel()
 		t.Fatalf("%v (these tests need root and a kernel with BTF)", err)
 	}
-	w := &Watcher{Caps: tr.Capabilities(), stop: cancel, done: make(chan error, 1)}
+	w := &Watcher{Caps: tr.Capabilities(), stop: cancel, done: make(chan error, 1), tape: tape}
 	ready := make(chan struct{})
+	cfg := pipeline.Config{
+		LookShare: 0.5, // the processor time is mostly that of the cases, in the same process
+		Options: pipeline.Options{
+			Out:      keeper{w},
+			Show:     pipeline.Show{Verdicts: true, Connections: true, All: true},
+			Filter:   f,
+			Diagnose: d,
+		},
+		Tracer: tr,
+		Scope:  scope,
+		Ready:  func() error { close(ready); return nil },
+	}
+	if tape != nil {
+		tape.record(&cfg)
+	}
 	go func() {
-		_, err := pipeline.Run(ctx, pipeline.Config{
-			LookShare: 0.5, // the processor time is mostly that of the cases, in the same process
-			Options: pipeline.Options{
-				Out:      keeper{w},
-				Show:     pipeline.Show{Verdicts: true, Connections: true, All: true},
-				Filter:   f,
-				Diagnose: d,
-			},
-			Tracer: tr,
-			Scope:  scope,
-			Ready:  func() error { close(ready); return nil },
-		})
+		_, err := pipeline.Run(ctx, cfg)
 		w.done <- errors.Join(err, tr.Close())
 	}()
 	select {
@@ -145,6 +162,9 @@ func (w *Watcher) End(t *testing.T) {
 		t.Fatal("the watch did not end")
 	}
 	require.NotNil(t, w.Summary, "no summary")
+	if w.tape != nil {
+		w.tape.replay(t)
+	}
 }
 
 // Final returns the last word on each verdict in the namespaces, after End.

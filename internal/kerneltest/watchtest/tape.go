@@ -1,0 +1,171 @@
+package watchtest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/dump/dumptest"
+	"github.com/tcptrace/tcptrace/internal/host"
+	"github.com/tcptrace/tcptrace/internal/pipeline"
+	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// tape is a recording of a watch, and what the watch said meanwhile.
+type tape struct {
+	*dumptest.Memory
+	options pipeline.Options
+	said    bytes.Buffer // JSON lines, compressed
+	packed  *zstd.Encoder
+}
+
+func newTape() *tape { return &tape{Memory: dumptest.NewMemory()} }
+
+// record has a run recorded. Parts are short at first, so that there are some
+// in every test, and then last ten seconds.
+func (p *tape) record(cfg *pipeline.Config) {
+	p.options = cfg.Options
+	p.PartAt = func(tick int) bool { return tick == 2 || tick%10 == 0 }
+	p.packed, _ = zstd.NewWriter(&p.said, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	cfg.Out = twice{cfg.Out, render.NewJSON(p.packed)}
+	cfg.Record = p
+}
+
+// twice is two renderers that are told the same.
+type twice [2]render.Renderer
+
+func (r twice) each(tell func(render.Renderer) error) error {
+	return errors.Join(tell(r[0]), tell(r[1]))
+}
+
+func (r twice) Start(s *render.Start) error {
+	return r.each(func(o render.Renderer) error { return o.Start(s) })
+}
+
+func (r twice) Namespace(ns event.Namespace) {
+	r[0].Namespace(ns)
+	r[1].Namespace(ns)
+}
+
+func (r twice) Event(e *render.Event) error {
+	return r.each(func(o render.Renderer) error { return o.Event(e) })
+}
+
+func (r twice) Connection(c *render.Connection) error {
+	return r.each(func(o render.Renderer) error { return o.Connection(c) })
+}
+
+func (r twice) Verdict(v *render.Verdict) error {
+	return r.each(func(o render.Renderer) error { return o.Verdict(v) })
+}
+
+func (r twice) Lost(l *render.Lost) error {
+	return r.each(func(o render.Renderer) error { return o.Lost(l) })
+}
+
+func (r twice) Summary(s *render.Summary) error {
+	return r.each(func(o render.Renderer) error { return o.Summary(s) })
+}
+
+func (r twice) Flush() error { return r.each(render.Renderer.Flush) }
+
+// replay goes through the recording and fails the test unless it says what the
+// watch said, byte for byte.
+func (p *tape) replay(t *testing.T) {
+	t.Helper()
+	begun, _, err := host.Usage()
+	require.NoError(t, err)
+	require.NoError(t, p.packed.Close())
+	said, err := zstd.NewReader(&p.said, zstd.WithDecoderConcurrency(1))
+	require.NoError(t, err)
+	defer said.Close()
+
+	var parts []pipeline.Part
+	size, events := 0, uint64(0)
+	for i := range p.Parts() {
+		b, err := p.Bytes(i)
+		require.NoError(t, err)
+		size += len(b)
+		for _, f := range p.Frames(i) {
+			events += uint64(f.Events)
+		}
+		r, err := dump.NewReader(bytes.NewReader(b))
+		require.NoError(t, err)
+		defer r.Close()
+		parts = append(parts, pipeline.Part{Name: fmt.Sprintf("part %d", i+1), Reader: r})
+	}
+	list, err := pipeline.Recordings(parts)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+
+	o, c := p.options, &comparison{want: bufio.NewReader(said)}
+	o.Out = render.NewJSON(c)
+	got, err := pipeline.Replay(context.Background(), pipeline.ReplayConfig{Options: o}, list[0])
+	c.end()
+	if errors.Is(err, errDiffers) || c.differs {
+		t.Errorf("the recording does not say what the watch said. Line %d of the watch:\n%s\nof the recording:\n%s", c.lines+1, c.wanted, c.got)
+		return
+	}
+	require.NoError(t, err)
+	assert.Empty(t, got.Problems, "what is missing of the recording")
+	took, _, err := host.Usage()
+	require.NoError(t, err)
+	t.Logf("replayed: %d lines, the same ones; %d events in %d bytes, %d parts, %v of processor time", c.lines, events, size, len(parts), (took - begun).Round(time.Millisecond))
+}
+
+var errDiffers = errors.New("this is another line")
+
+// comparison takes lines that should be those of want.
+type comparison struct {
+	want    *bufio.Reader
+	rest    []byte // of a line, not yet ended
+	lines   int    // that are the same
+	differs bool
+	wanted  []byte
+	got     []byte
+}
+
+// Write takes some of the lines. Its error is errDiffers.
+func (c *comparison) Write(b []byte) (int, error) {
+	c.rest = append(c.rest, b...)
+	rest := c.rest
+	for {
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			c.rest = c.rest[:copy(c.rest, rest)]
+			return len(b), nil
+		}
+		want, err := c.want.ReadBytes('\n')
+		if err != nil && err != io.EOF {
+			return 0, fmt.Errorf("reading what the watch said: %w", err)
+		}
+		if !bytes.Equal(want, rest[:i+1]) {
+			c.differs, c.wanted, c.got = true, want, bytes.Clone(rest[:i+1])
+			return 0, errDiffers
+		}
+		c.lines++
+		rest = rest[i+1:]
+	}
+}
+
+// end is called when no more lines come.
+func (c *comparison) end() {
+	if c.differs {
+		return
+	}
+	want, err := c.want.ReadBytes('\n')
+	if err != io.EOF || len(want) > 0 || len(c.rest) > 0 {
+		c.differs, c.wanted, c.got = true, want, c.rest
+	}
+}

@@ -25,6 +25,8 @@ type Header struct {
 	Host   string `json:"host"`
 	Kernel string `json:"kernel"`
 	BootID string `json:"boot_id,omitempty"`
+	// Netns is the network namespace of who recorded.
+	Netns uint32 `json:"netns,omitempty"`
 	// Started is when tracing began, in nanoseconds since 1970, and StartedBoot
 	// the same moment of CLOCK_BOOTTIME.
 	Started     int64    `json:"started"`

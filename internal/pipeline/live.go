@@ -223,6 +223,9 @@ func (l *live) begin(key [16]byte) error {
 	offset, now := host.ClockOffset(), host.Now()
 	h := l.Header
 	h.Tool, h.Kernel, h.Host, h.BootID = l.Version, l.caps.Kernel, l.Host, host.BootID()
+	if self, err := host.SelfNetns(); err == nil {
+		h.Netns = self.Inode
+	}
 	h.Started, h.StartedBoot, h.Key, h.Capabilities = now+offset, now, key, l.caps
 	if l.Record != nil {
 		if err := l.Record.Begin(h); err != nil {

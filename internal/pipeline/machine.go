@@ -20,6 +20,7 @@ type Show struct {
 	Connections bool
 	Events      bool
 	All         bool // also connections that went well
+	Open        bool // in the end, also connections that have not
 }
 
 // Options of a [Machine].
@@ -249,6 +250,13 @@ func (m *Machine) Finish(now int64, s render.Summary) (*render.Summary, error) {
 	m.tracker.Drain(m.now)
 	m.finished = true
 	m.engine.Finish(m.now, m.tracker)
+	if m.o.Show.Connections && m.o.Show.Open {
+		for c := range m.tracker.Conns() {
+			if (*gate)(m).of(c) && m.wanted(c) {
+				m.show(func() error { return m.o.Out.Connection(render.NewConnection(c, m.now, m.clock)) })
+			}
+		}
+	}
 	stats := m.tracker.Stats()
 	s.Time = m.clock.Stamp(m.now)
 	s.Connections = m.connections(stats.Connections)
@@ -327,11 +335,16 @@ func (g *gate) Ended(c *timeline.Conn) {
 		m.recent[m.recentPos] = c
 		m.recentPos = (m.recentPos + 1) % len(m.recent)
 	}
-	// After a loss everything that lived then is incomplete: that is said once,
-	// and not of each connection of which nothing worse is known.
-	if m.o.Show.Connections && (m.o.Show.All || diagnose.Wrong(c)) && m.owned(c) && m.late(m.clock.Stamp(c.Closed())) {
+	if m.o.Show.Connections && m.wanted(c) {
 		m.show(func() error { return m.o.Out.Connection(render.NewConnection(c, m.now, m.clock)) })
 	}
+}
+
+// wanted reports whether a connection is one to show. After a loss everything
+// that lived then is incomplete: that is said once, and not of each connection
+// of which nothing worse is known.
+func (m *Machine) wanted(c *timeline.Conn) bool {
+	return (m.o.Show.All || diagnose.Wrong(c)) && m.owned(c) && m.late(m.clock.Stamp(c.Closed()))
 }
 
 func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {

@@ -1,0 +1,350 @@
+package render
+
+import (
+	"bufio"
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/tracer/event"
+)
+
+// ReportOptions fit a [Report].
+type ReportOptions struct {
+	TextOptions
+	// Causes says that the causes are asked for, and Rest that connections or
+	// events are.
+	Causes, Rest bool
+	// Spool keeps connections and events until the causes are written.
+	Spool io.ReadWriteSeeker
+}
+
+// Report is a renderer for what is over: the causes of all runs come first, the
+// worst at the top, then connections, and then the counters. It writes when it
+// is closed.
+type Report struct {
+	o      ReportOptions
+	t      *Text
+	rest   *Text // writes to the spool
+	runs   []*reportRun
+	now    *reportRun
+	causes []*reportCause
+	open   map[verdictKey]*reportCause // of the run at hand
+	over   uint64                      // causes beyond the bound
+}
+
+type reportRun struct {
+	files    string
+	start    *Start
+	began    Stamp
+	summary  *Summary
+	lost     []*Lost
+	problems []string
+	names    map[uint32]string
+	netns    uint32
+}
+
+// reportCause is a verdict of one of the runs.
+type reportCause struct {
+	*Verdict
+	run *reportRun
+}
+
+// maxCauses bounds the causes of a report.
+const maxCauses = 10_000
+
+// NewReport returns a renderer that writes to w.
+func NewReport(w io.Writer, o ReportOptions) *Report {
+	r := &Report{o: o, t: NewText(w, o.TextOptions)}
+	if o.Rest {
+		r.rest = NewText(o.Spool, o.TextOptions)
+	}
+	return r
+}
+
+// Run announces a run: the files that it is read from, when what is there of
+// it begins, and the network namespace of the one who recorded it.
+func (r *Report) Run(files string, began Stamp, netns uint32) {
+	r.now = &reportRun{files: files, began: began, names: make(map[uint32]string), netns: netns}
+	r.runs = append(r.runs, r.now)
+	r.open = make(map[verdictKey]*reportCause)
+	if r.rest != nil {
+		r.rest = &Text{o: r.rest.o, out: r.rest.out, err: r.rest.err, name: r.now.names, told: make(map[verdictKey]told)}
+		r.rest.o.Netns = netns
+	}
+}
+
+// Problems tells what is missing of the run at hand.
+func (r *Report) Problems(list []string) { r.now.problems = list }
+
+// Start keeps who recorded.
+func (r *Report) Start(s *Start) error { r.now.start = s; return nil }
+
+// Namespace keeps a namespace's name.
+func (r *Report) Namespace(ns event.Namespace) {
+	if ns.Name != "" {
+		r.now.names[ns.Inode] = ns.Name
+	}
+}
+
+// where says which host something is of, and on which day, if there are
+// several.
+func (r *Report) header() {
+	if len(r.runs) > 1 && r.rest.day == "" {
+		r.rest.print(r.rest.style(bold, "on "+Safe(r.now.start.Host)) + "\n")
+	}
+}
+
+// Event writes one line to the spool.
+func (r *Report) Event(e *Event) error {
+	r.header()
+	return r.rest.Event(e)
+}
+
+// Connection writes a connection to the spool.
+func (r *Report) Connection(c *Connection) error {
+	r.header()
+	return r.rest.Connection(c)
+}
+
+// Verdict keeps a verdict as it stands.
+func (r *Report) Verdict(v *Verdict) error {
+	key := verdictKey{v.Code, v.Key}
+	c := r.open[key]
+	if c == nil {
+		if len(r.causes) >= maxCauses {
+			r.over++
+			return nil
+		}
+		c = &reportCause{run: r.now}
+		r.causes = append(r.causes, c)
+		r.open[key] = c
+	}
+	was := c.Verdict
+	c.Verdict = v
+	if was != nil && v.Example == nil {
+		v.Example = was.Example
+	}
+	if v.Phase == diagnose.PhaseFinal {
+		delete(r.open, key) // the next one of this name is another one
+	}
+	return nil
+}
+
+// Lost keeps where events were lost.
+func (r *Report) Lost(l *Lost) error {
+	for _, have := range r.now.lost {
+		if have.Where == l.Where {
+			have.Count += l.Count
+			return nil
+		}
+	}
+	r.now.lost = append(r.now.lost, &Lost{Time: l.Time, Where: l.Where, Count: l.Count})
+	return nil
+}
+
+// Summary takes the last word.
+func (r *Report) Summary(s *Summary) error {
+	r.now.summary = s
+	for _, v := range s.Final {
+		if err := r.Verdict(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Flush does nothing before the report is closed.
+func (r *Report) Flush() error {
+	if r.rest != nil {
+		return r.rest.result()
+	}
+	return nil
+}
+
+// Close writes the report.
+func (r *Report) Close() error {
+	t := r.t
+	for _, run := range r.runs {
+		r.about(run)
+	}
+	t.print("\n")
+	if r.o.Causes {
+		r.writeCauses()
+	}
+	if r.rest != nil {
+		if err := r.unspool(); err != nil {
+			return err
+		}
+	}
+	for _, run := range r.runs {
+		if run.summary == nil {
+			continue
+		}
+		if len(r.runs) > 1 {
+			t.print(t.style(bold, "on "+Safe(run.start.Host)) + "\n")
+		}
+		t.name, t.o.Netns = run.names, run.netns
+		t.audit(run.summary)
+		if c := run.summary.Cost; c != (Cost{}) {
+			t.cost(c)
+		}
+	}
+	return t.Flush()
+}
+
+// about says what a run is, and what is missing of it.
+func (r *Report) about(run *reportRun) {
+	t, s, sum := r.t, run.start, run.summary
+	if sum == nil {
+		sum = &Summary{Time: run.began}
+	}
+	began := time.Unix(0, int64(run.began)).In(t.o.Location)
+	ended := time.Unix(0, int64(max(sum.Time, run.began))).In(t.o.Location)
+	end := ended.Format("15:04:05 MST")
+	if ended.YearDay() != began.YearDay() || ended.Year() != began.Year() {
+		end = ended.Format("2006-01-02 15:04:05 MST")
+	}
+	t.para(Safe(s.Host)+"  ", bold, fmt.Sprintf("%s to %s (%s), Linux %s, %s, recorded by tcptrace %s",
+		began.Format("2006-01-02 15:04:05"), end, roughly(ended.Sub(began)), Safe(s.Kernel), Safe(s.Attach), Safe(s.Version)), plain)
+	lost, style := "none lost", plain
+	if sum.Lost > 0 {
+		var where []string
+		for _, l := range run.lost {
+			where = append(where, thousands(l.Count)+" "+Safe(l.Where))
+		}
+		lost, style = fmt.Sprintf("%s lost (%s): what they touched is marked incomplete", thousands(sum.Lost), strings.Join(where, ", ")), yellow
+	}
+	conns := "connections"
+	if sum.Connections == 1 {
+		conns = "connection"
+	}
+	t.para("  ", plain, fmt.Sprintf("%s %s, %s events, %s", thousands(sum.Connections), conns, thousands(sum.Events), lost), style)
+	if sum.Evicted > 0 {
+		t.para("  ", plain, thousands(sum.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
+	}
+	for _, p := range run.problems {
+		t.para("  not whole: ", yellow, Safe(p), plain)
+	}
+	for _, u := range s.Unknowable {
+		t.para("  not known: ", dim, Safe(u), dim)
+	}
+}
+
+// certainty ranks confidences, the surest first.
+func certainty(c diagnose.Confidence) int {
+	switch c {
+	case diagnose.Certain:
+		return 0
+	case diagnose.Likely:
+		return 1
+	}
+	return 2
+}
+
+// ByHarm compares verdicts, the worst first: by severity, then by confidence,
+// then by how many connections or events they are about.
+func ByHarm(a, b *Verdict) int {
+	return cmp.Or(
+		cmp.Compare(harm(a.Severity), harm(b.Severity)),
+		cmp.Compare(certainty(a.Confidence), certainty(b.Confidence)),
+		cmp.Compare(b.Count, a.Count),
+	)
+}
+
+func (r *Report) writeCauses() {
+	t := r.t
+	if len(r.causes) == 0 {
+		t.print(t.style(bold, "No cause for trouble was found.") + "\n\n")
+		return
+	}
+	slices.SortStableFunc(r.causes, func(a, b *reportCause) int { return ByHarm(a.Verdict, b.Verdict) })
+	t.print(t.style(bold, "Causes, the worst first") + "\n\n")
+	for i, c := range r.causes {
+		t.name, t.o.Netns = c.run.names, c.run.netns
+		r.cause(i+1, c)
+	}
+	if r.over > 0 {
+		t.para("", plain, fmt.Sprintf("%s more causes are left out: filters tell of fewer", thousands(r.over)), yellow)
+		t.print("\n")
+	}
+}
+
+func (r *Report) cause(number int, c *reportCause) {
+	t, v := r.t, c.Verdict
+	const indent = 4
+	t.para(fmt.Sprintf("%2d. ", number)+Pad(string(v.Severity), tagWidth)+" ", severityStyle(v.Severity), Safe(v.Story), bold)
+	about := []string{Safe(v.Code), t.about(v)}
+	if len(r.runs) > 1 {
+		about = append(about, "on "+Safe(c.run.start.Host))
+	}
+	count := thousands(v.Count)
+	if v.Early > 0 {
+		count += fmt.Sprintf(" (%s of them before)", thousands(v.Early))
+	}
+	t.pack(indent, append(about, count, string(v.Confidence), r.span(c)), plain)
+	t.pack(indent, facts(v.Evidence), dim)
+	if e := v.Example; e != nil {
+		items := []string{e.ID, route(e)}
+		if t.draws(e) && v.Severity != diagnose.Info {
+			t.para("    example ", dim, strings.Join(items, "  "), plain)
+			t.timeline(e)
+		} else {
+			t.para("    example ", dim, strings.Join(items, "  "), plain)
+		}
+	}
+	var others []string
+	for _, id := range v.Examples {
+		if v.Example == nil || id != v.Example.ID {
+			others = append(others, Safe(id))
+		}
+	}
+	switch {
+	case len(others) > 0 && v.Example != nil:
+		t.para("    more ", dim, strings.Join(others, " "), dim)
+	case len(others) > 0:
+		t.para("    examples ", dim, strings.Join(others, " "), dim)
+	}
+	for _, f := range v.Fix {
+		t.para("    fix: ", green, Safe(f), plain)
+	}
+	t.print("\n")
+}
+
+// span says when a cause was first and last seen.
+func (r *Report) span(c *reportCause) string {
+	day := time.Unix(0, int64(r.runs[0].began)).In(r.t.o.Location).Format("2006-01-02")
+	show := func(s Stamp) string {
+		at := time.Unix(0, int64(s)).In(r.t.o.Location)
+		if at.Format("2006-01-02") != day {
+			return at.Format("2006-01-02 15:04:05.000")
+		}
+		return at.Format("15:04:05.000")
+	}
+	if c.First == c.Last {
+		return "at " + show(c.First)
+	}
+	return show(c.First) + " to " + show(c.Last)
+}
+
+// unspool writes the connections and events that were kept.
+func (r *Report) unspool() error {
+	if err := r.rest.Flush(); err != nil {
+		return err
+	}
+	if _, err := r.o.Spool.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("reading the kept connections: %w", err)
+	}
+	n, err := bufio.NewReader(r.o.Spool).WriteTo(r.t.out)
+	if err != nil {
+		return fmt.Errorf("writing the output: %w", err)
+	}
+	if n == 0 && !r.o.Causes {
+		r.t.print("No connection is like that.\n\n")
+	}
+	return nil
+}

@@ -20,8 +20,9 @@ type Encoder struct {
 	buf    []byte
 	events uint32
 	before uint64
-	based  bool  // first is known
-	first  int64 // time of the first record that has one
+	number uint16 // of the frame at hand
+	based  bool   // first is known
+	first  int64  // time of the first record that has one
 	newest int64
 	at     int64 // time of the record before
 
@@ -103,7 +104,10 @@ func (e *Encoder) Flush() {
 		return
 	}
 	// A frame is kept by others, perhaps for long: it has no room to spare.
-	f := &Frame{Kind: e.kind, First: e.first, Last: e.newest, Before: e.before, Events: e.events, Raw: bytes.Clone(e.buf)}
+	f := &Frame{Kind: e.kind, First: e.first, Last: e.newest, Before: e.before, Events: e.events, Number: e.number, Raw: bytes.Clone(e.buf)}
+	if e.kind == FrameRecords {
+		e.number++
+	}
 	e.before += uint64(e.events)
 	e.begin()
 	e.sink(f)
@@ -128,8 +132,8 @@ func (e *Encoder) Preamble() *Frame {
 	sink := e.sink
 	e.sink = func(f *Frame) { out = f }
 	e.kind = FramePreamble
-	e.number(tagClock)
-	e.number(zigzag(e.clock))
+	e.uvarint(tagClock)
+	e.uvarint(zigzag(e.clock))
 	e.spaces.each(e.namespace)
 	e.known.each(e.about)
 	e.Flush()
@@ -145,11 +149,11 @@ func (e *Encoder) full() {
 	}
 }
 
-func (e *Encoder) number(v uint64) { e.buf = binary.AppendUvarint(e.buf, v) }
+func (e *Encoder) uvarint(v uint64) { e.buf = binary.AppendUvarint(e.buf, v) }
 
 func (e *Encoder) text(s string) {
 	s = s[:min(len(s), maxText)]
-	e.number(uint64(len(s)))
+	e.uvarint(uint64(len(s)))
 	e.buf = append(e.buf, s...)
 }
 
@@ -159,7 +163,7 @@ func (e *Encoder) time(t int64) {
 	if !e.based {
 		e.based, e.first, e.at = true, t, t
 	}
-	e.number(zigzag(t - e.at))
+	e.uvarint(zigzag(t - e.at))
 	e.at = t
 	e.newest = max(e.newest, t)
 }
@@ -167,14 +171,14 @@ func (e *Encoder) time(t int64) {
 // Clock is [Feed].
 func (e *Encoder) Clock(offset int64) {
 	e.clock = offset
-	e.number(tagClock)
-	e.number(zigzag(offset))
+	e.uvarint(tagClock)
+	e.uvarint(zigzag(offset))
 	e.full()
 }
 
 // Advance is [Feed].
 func (e *Encoder) Advance(now int64) {
-	e.number(tagAdvance)
+	e.uvarint(tagAdvance)
 	e.time(now)
 	e.full()
 }
@@ -187,12 +191,12 @@ func (e *Encoder) Namespace(ns event.Namespace) {
 }
 
 func (e *Encoder) namespace(ns event.Namespace) {
-	e.number(tagNamespace)
-	e.number(uint64(ns.Inode))
+	e.uvarint(tagNamespace)
+	e.uvarint(uint64(ns.Inode))
 	e.text(ns.Name)
-	e.number(bit(ns.Known))
+	e.uvarint(bit(ns.Known))
 	for _, v := range sysctlNumbers(&ns.Sysctls) {
-		e.number(zigzag(int64(*v)))
+		e.uvarint(zigzag(int64(*v)))
 	}
 }
 
@@ -204,8 +208,8 @@ func (e *Encoder) Process(p event.Process) {
 }
 
 func (e *Encoder) about(p event.Process) {
-	e.number(tagAbout)
-	e.number(uint64(p.PID))
+	e.uvarint(tagAbout)
+	e.uvarint(uint64(p.PID))
 	e.text(p.Comm)
 	e.text(p.Cgroup)
 	e.text(p.Exe)
@@ -213,10 +217,10 @@ func (e *Encoder) about(p event.Process) {
 
 // Lost is [Feed].
 func (e *Encoder) Lost(at int64, l event.Lost) {
-	e.number(tagLost)
+	e.uvarint(tagLost)
 	e.time(at)
 	e.text(l.Where)
-	e.number(l.Count)
+	e.uvarint(l.Count)
 	e.full()
 }
 
@@ -229,29 +233,29 @@ func (e *Encoder) Audit(a Audit) {
 		}
 		b, err = encodeJSON(a)
 	}
-	e.number(tagAudit)
+	e.uvarint(tagAudit)
 	e.bytes(b)
 	e.full()
 }
 
 func (e *Encoder) bytes(b []byte) {
-	e.number(uint64(len(b)))
+	e.uvarint(uint64(len(b)))
 	e.buf = append(e.buf, b...)
 }
 
 // BeginSnapshot is [Feed].
 func (e *Encoder) BeginSnapshot(netns uint32, now int64) {
-	e.number(tagBeginSnapshot)
+	e.uvarint(tagBeginSnapshot)
 	e.time(now)
-	e.number(uint64(netns))
+	e.uvarint(uint64(netns))
 	e.full()
 }
 
 // EndSnapshot is [Feed].
 func (e *Encoder) EndSnapshot(netns uint32, now int64) {
-	e.number(tagEndSnapshot)
+	e.uvarint(tagEndSnapshot)
 	e.time(now)
-	e.number(uint64(netns))
+	e.uvarint(uint64(netns))
 	e.full()
 }
 
@@ -313,32 +317,32 @@ func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 	if !ok {
 		tag = uint32(len(e.shapes))
 		e.shapes[shape] = tag
-		e.number(tagShape)
+		e.uvarint(tagShape)
 		for _, v := range shape.numbers() {
-			e.number(v)
+			e.uvarint(v)
 		}
 	}
 
-	e.number(uint64(tag) + tagEvent)
+	e.uvarint(uint64(tag) + tagEvent)
 	e.time(ev.Time)
-	e.number(uint64(e.nsockets - 1 - s.index))
+	e.uvarint(uint64(e.nsockets - 1 - s.index))
 	if has&hasProcess != 0 {
-		e.number(uint64(e.nproc - 1 - proc))
+		e.uvarint(uint64(e.nproc - 1 - proc))
 	}
 	if has&hasWhere != 0 {
-		e.number(uint64(where))
+		e.uvarint(uint64(where))
 	}
 	if has&hasCount != 0 {
-		e.number(uint64(ev.Count))
+		e.uvarint(uint64(ev.Count))
 	}
 	for i, v := range traffic {
 		if changed&(1<<i) != 0 {
-			e.number(zigzag(int64(v - s.traffic[i])))
+			e.uvarint(zigzag(int64(v - s.traffic[i])))
 		}
 	}
 	s.traffic = traffic
 	if lis != nil {
-		e.number(uint64(e.nlisten - 1 - lis.index))
+		e.uvarint(uint64(e.nlisten - 1 - lis.index))
 		now := listenerNumbers(&ev.Listener)
 		e.differences(lis.numbers[:], now[:])
 	}
@@ -347,8 +351,8 @@ func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 		e.differences(e.inventory[:], now[:])
 	}
 	if has&hasOwner != 0 {
-		e.number(uint64(pid))
-		e.number(uint64(owner))
+		e.uvarint(uint64(pid))
+		e.uvarint(uint64(owner))
 	}
 }
 
@@ -361,10 +365,10 @@ func (e *Encoder) differences(before, now []uint64) {
 			mask |= 1 << i
 		}
 	}
-	e.number(mask)
+	e.uvarint(mask)
 	for i := range now {
 		if now[i] != before[i] {
-			e.number(zigzag(int64(now[i] - before[i])))
+			e.uvarint(zigzag(int64(now[i] - before[i])))
 		}
 	}
 	copy(before, now)
@@ -381,13 +385,13 @@ func (e *Encoder) socket(ev *event.Event) *socket {
 		e.spaces.touch(key.netns)
 	}
 	local, remote := e.addr(ev.Local.Addr()), e.addr(ev.Remote.Addr())
-	e.number(tagSocket)
-	e.number(zigzag(int64(key.sock - e.last.sock)))
-	e.number(zigzag(int64(key.netns) - int64(e.last.netns)))
-	e.number(uint64(local))
-	e.number(uint64(ev.Local.Port()))
-	e.number(uint64(remote))
-	e.number(uint64(ev.Remote.Port()))
+	e.uvarint(tagSocket)
+	e.uvarint(zigzag(int64(key.sock - e.last.sock)))
+	e.uvarint(zigzag(int64(key.netns) - int64(e.last.netns)))
+	e.uvarint(uint64(local))
+	e.uvarint(uint64(ev.Local.Port()))
+	e.uvarint(uint64(remote))
+	e.uvarint(uint64(ev.Remote.Port()))
 	e.last = key
 	if s == nil {
 		if len(e.spare) == cap(e.spare) {
@@ -411,7 +415,7 @@ func (e *Encoder) addr(a netip.Addr) uint32 {
 	if i, ok := e.addrs[a]; ok {
 		return i
 	}
-	e.number(tagAddr)
+	e.uvarint(tagAddr)
 	e.bytes(a.AsSlice())
 	i := uint32(len(e.addrs)) + 1
 	e.addrs[a] = i
@@ -425,10 +429,10 @@ func (e *Encoder) process(ev *event.Event) uint32 {
 	}
 	p = process{ev.Comm, ev.Cgroup, e.nproc}
 	e.known.touch(ev.PID)
-	e.number(tagProcess)
-	e.number(uint64(ev.PID))
+	e.uvarint(tagProcess)
+	e.uvarint(uint64(ev.PID))
 	e.buf = append(e.buf, ev.Comm[:]...)
-	e.number(ev.Cgroup)
+	e.uvarint(ev.Cgroup)
 	e.processes[ev.PID] = p
 	e.nproc++
 	return p.index
@@ -438,7 +442,7 @@ func (e *Encoder) string(s string) uint32 {
 	if i, ok := e.texts[s]; ok {
 		return i
 	}
-	e.number(tagString)
+	e.uvarint(tagString)
 	e.text(s)
 	i := uint32(len(e.texts))
 	e.texts[s] = i
@@ -449,8 +453,8 @@ func (e *Encoder) listener(id uint64) *listener {
 	if l := e.listeners[id]; l != nil {
 		return l
 	}
-	e.number(tagListener)
-	e.number(id)
+	e.uvarint(tagListener)
+	e.uvarint(id)
 	l := &listener{index: e.nlisten}
 	e.listeners[id] = l
 	e.nlisten++

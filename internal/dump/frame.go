@@ -49,6 +49,9 @@ type Frame struct {
 	Last   int64  // newest time in it and before
 	Before uint64 // events of the recording before it, those of lost frames too
 	Events uint32 // events in it
+	// Number counts the frames of records that an encoder gave out, so that a
+	// reader knows when one was never written, even one without an event.
+	Number uint16
 	Raw    []byte // payload
 }
 
@@ -86,7 +89,7 @@ func (f *Frame) Append(dst []byte, run, seq uint32) []byte {
 	le := binary.LittleEndian
 	copy(h, frameMagic[:])
 	h[4], h[5] = byte(f.Kind), compression
-	le.PutUint16(h[6:], 0)
+	le.PutUint16(h[6:], f.Number)
 	le.PutUint32(h[8:], seq)
 	le.PutUint32(h[12:], run)
 	le.PutUint32(h[16:], uint32(len(f.Raw)))
@@ -118,7 +121,7 @@ func parseFrameHeader(b []byte) (h frameHeader, err error) {
 		return h, errNoFrame
 	}
 	h = frameHeader{
-		Frame: Frame{Kind: Kind(b[4]), First: int64(le.Uint64(b[32:])), Events: le.Uint32(b[24:]), Before: le.Uint64(b[40:])},
+		Frame: Frame{Kind: Kind(b[4]), First: int64(le.Uint64(b[32:])), Events: le.Uint32(b[24:]), Before: le.Uint64(b[40:]), Number: le.Uint16(b[6:])},
 		seq:   le.Uint32(b[8:]), run: le.Uint32(b[12:]), compression: b[5], raw: le.Uint32(b[16:]), stored: le.Uint32(b[20:]), sum: le.Uint32(b[28:]),
 	}
 	// What nobody writes. An event takes more than one byte.

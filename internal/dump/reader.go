@@ -47,6 +47,8 @@ type Reader struct {
 	opened    bool   // header and run are known
 	run       uint32 // of all frames of this dump
 	seq       uint32 // the next frame's
+	number    uint16 // of the next frame of records, where numbered
+	numbered  bool
 	told      uint64 // events of the recording that were handed over or told lost
 	expect    uint64 // events of the recording up to the last frame of which anything is known
 	began     bool   // told is known
@@ -217,6 +219,7 @@ func (r *Reader) next(feed Feed, follows bool) error {
 			r.end = &end
 			continue
 		case FramePreamble:
+			r.numbered, r.number = true, h.Number
 			gap := r.upTo(feed, h.Before, h.First)
 			if follows && !gap {
 				continue
@@ -230,6 +233,10 @@ func (r *Reader) next(feed Feed, follows bool) error {
 				continue
 			}
 			r.upTo(feed, h.Before, h.First)
+			if r.numbered && h.Number != r.number {
+				r.dec.broken() // some were not written
+			}
+			r.numbered, r.number = true, h.Number+1
 		default:
 			continue // of a later version
 		}

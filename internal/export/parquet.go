@@ -16,8 +16,8 @@ import (
 const (
 	eventBatch       = 512
 	connectionBatch  = 64
-	eventGroup       = 128 << 10
-	connectionGroup  = 16 << 10
+	eventGroup       = 64 << 10
+	connectionGroup  = 8 << 10
 	pageBytes        = 64 << 10
 	parquetRunsKey   = "tcptrace.runs"
 	parquetFormatKey = "tcptrace.export"
@@ -101,7 +101,7 @@ func (p *Parquet) Start(s *render.Start) error {
 	clear(p.spaces)
 	p.runs = append(p.runs, run{
 		Run: int32(len(p.runs)), Host: p.host, Start: s.Time, Version: render.Safe(s.Version), Kernel: render.Safe(s.Kernel),
-		Attach: s.Attach, Unknowable: safe(s.Unknowable), Lost: map[string]uint64{},
+		Attach: render.Safe(s.Attach), Unknowable: safe(s.Unknowable), Lost: map[string]uint64{},
 	})
 	return p.err
 }

@@ -111,13 +111,12 @@ class Chart {
     this.drawn = width;
     const text = css('--muted'), line = css('--line');
     const ticks = { stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: '11px system-ui, sans-serif' };
-    const sum = () => (made.yMax || [0, 1]);
     this.plot = new uPlot({
       width, height: this.height, padding: [8, 8, 0, 0],
       legend: { show: true, live: true },
-      cursor: { sync: { key: 'time', setSeries: false }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, bind: { dblclick: () => () => { this.axis.reset(); return null; } } },
+      cursor: { y: false, sync: { key: 'time', setSeries: false }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, bind: { dblclick: () => () => { this.axis.reset(); return null; } } },
       tzDate: (ts) => (prefs.utc ? uPlot.tzDate(new Date(ts * 1e3), 'Etc/UTC') : new Date(ts * 1e3)),
-      scales: { x: { time: true, min: scale.min, max: scale.max }, y: { range: (u, lo, hi) => [0, Math.max(hi * 1.08, sum()[1])] } },
+      scales: { x: { time: true, min: scale.min, max: scale.max }, y: { range: (u, lo, hi) => [0, Math.max((hi || 0) * 1.08, 1)] } },
       axes: [
         { ...ticks, values: (u, splits) => labels(splits), space: 90 },
         { ...ticks, size: 56, values: (u, splits) => splits.map((v) => (Number.isInteger(v) ? short(v) : '')) },
@@ -128,12 +127,12 @@ class Chart {
           if (u.select.width < 3) return;
           const a = u.posToVal(u.select.left, 'x') * 1e6, b = u.posToVal(u.select.left + u.select.width, 'x') * 1e6;
           u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
-          this.axis.set(a, b);
+          if (u.cursor.event) this.axis.set(a, b); // not where the mouse was on another chart
         }],
       },
     }, data, this.box);
   }
-  scaleY() { this.plot.setScale('y', { min: 0, max: Math.max(1, ...this.plot.data.slice(1).map((s) => s.reduce((m, v) => Math.max(m, v ?? 0), 0))) }); }
+  scaleY() { this.plot.setScale('y', { min: 0, max: 1.08 * Math.max(1, ...this.plot.data.slice(1).map((s) => s.reduce((m, v) => Math.max(m, v ?? 0), 0))) }); }
 }
 
 // labels of the time axis: as fine as the distance between them needs, with
@@ -187,7 +186,7 @@ function drawTime(d, axis, jump) {
       data.unshift(carry(b.live));
       series.unshift({ label: 'existing', ...paint('--accent'), fill: tint('--accent'), width: 1.5, paths: stepped(), points: { show: false }, value: count });
     }
-    return { title: 'Connections, each end on these hosts by itself, per ' + duration(b.width), x: b.x, data, series };
+    return { title: 'Connections per ' + duration(b.width), x: b.x, data, series };
   });
   drawLanes(d, axis, jump);
 }

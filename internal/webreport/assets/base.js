@@ -9,6 +9,7 @@ function h(tag, props, ...children) {
   for (const [k, v] of Object.entries(props || {})) {
     if (k === 'class') el.className = v;
     else if (k === 'on') for (const [type, fn] of Object.entries(v)) el.addEventListener(type, fn);
+    else if (k.startsWith('aria-')) el.setAttribute(k, v);
     else if (v === true) el.setAttribute(k, '');
     else if (v !== false && v !== null && v !== undefined) el.setAttribute(k, v);
   }

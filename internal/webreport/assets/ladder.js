@@ -79,7 +79,7 @@ function ladder(d, i) {
   for (const l of lines) {
     if (l.at - last >= 200000) list.append(h('li', { class: 'gap', 'aria-hidden': 'true' }, h('span', { class: 'gap-text' }, duration(l.at - last) + ' later')));
     last = l.at;
-    const row = h('li', { class: 'step ' + (l.segment ? l.segment.kind : 'note') },
+    const row = h('li', { class: 'step ' + (l.segment ? l.segment.kind : 'here') },
       h('span', { class: 'at', title: instant(l.at) }, when(l.at)),
       h('span', { class: 'rungs', 'aria-hidden': 'true' }),
       h('span', { class: 'text' }, peer >= 0 || !known ? h('span', { class: 'who' }, names[l.side]) : '', h('bdi', {}, l.text || l.event)));

@@ -38,8 +38,10 @@ function showTimes() {
     t.title = instant(us);
     prefs.utc = was;
   }
-  const first = document.querySelector('.when time');
-  $('zone-note').textContent = first ? 'here: ' + first.title : '';
+  // Both at the head, unless they are the same.
+  const [from, to] = document.querySelectorAll('.when time');
+  const other = from && !from.title.endsWith(from.textContent.slice(11)) ? `${prefs.utc ? 'local time' : 'UTC'}: ${from.title} – ${to.title}` : '';
+  $('zone-note').textContent = other;
 }
 
 // micro reads a time from an attribute.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tcptrace/tcptrace/internal/filter"
+	"github.com/tcptrace/tcptrace/internal/outfile"
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/tracer"
 )
@@ -88,6 +89,7 @@ func (u *ui) finish(err error) int {
 	}
 	var f *failure
 	var bad *filter.Error
+	var refused *outfile.Error
 	status, hint := exitFailed, ""
 	switch {
 	case errors.As(err, &f):
@@ -97,6 +99,8 @@ func (u *ui) finish(err error) int {
 		return exitOK
 	case errors.As(err, &bad):
 		status, hint = exitUsage, bad.Hint
+	case errors.As(err, &refused) && refused.Hint != "":
+		hint = refused.Hint
 	case errors.Is(err, tracer.ErrNotPermitted):
 		status, hint = exitForbidden, "run it with sudo; `tcptrace doctor` tells what is missing"
 	case errors.Is(err, tracer.ErrNotSupported):

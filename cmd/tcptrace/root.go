@@ -43,7 +43,7 @@ to do about it.`,
 	root.PersistentFlags().Var(newChoice(&u.logLevel, "warn", "debug", "info", "warn", "error", "off"), "log-level",
 		"`LEVEL` of diagnostics: debug, info, warn, error or off")
 	complete(root, "log-level", "debug", "info", "warn", "error", "off")
-	root.AddCommand(newWatch(u), newRun(u), newSockets(u), newDemo(u), newExplain(u), newDoctor(u), newVersion(u))
+	root.AddCommand(newWatch(u), newRecord(u), newReport(u), newExport(u), newRun(u), newSockets(u), newDemo(u), newExplain(u), newDoctor(u), newVersion(u))
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	return root

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
-	"github.com/tcptrace/tcptrace/internal/filter"
 	"github.com/tcptrace/tcptrace/internal/host"
 	"github.com/tcptrace/tcptrace/internal/launch"
 	"github.com/tcptrace/tcptrace/internal/pipeline"
@@ -68,7 +67,7 @@ Without the privileges to trace, the command is not run: 4.`,
 	flags.BoolVarP(&r.quiet, "quiet", "q", false, "no summary where there is nothing to tell")
 	flags.Var(newChoice(&r.follow, launch.FollowAuto, launch.FollowAuto, launch.FollowCgroup, launch.FollowForks), "follow",
 		"`HOW` to know its descendants: auto, cgroup or forks")
-	complete(cmd, "fail-on", append([]string{failAny, string(diagnose.Error), string(diagnose.Warning)}, codes()...)...)
+	complete(cmd, "fail-on", verdictWords()...)
 	complete(cmd, "output", "text", "json")
 	complete(cmd, "follow", launch.FollowAuto, launch.FollowCgroup, launch.FollowForks)
 	r.attachFlag(cmd)
@@ -99,21 +98,11 @@ func (r *running) check(cmd *cobra.Command) error {
 	if r.all && r.report == "" {
 		return usage("name a file for it with --report", "--all needs --report")
 	}
-	words := append([]string{failAny, string(diagnose.Error), string(diagnose.Warning)}, codes()...)
 	if cmd.Flags().Changed("fail-on") && len(r.failOn) == 0 {
 		return usage("codes are "+strings.Join(codes(), ", "), "--fail-on needs a code")
 	}
-	for i, code := range r.failOn {
-		code = strings.TrimSpace(code)
-		r.failOn[i] = code
-		if slices.Contains(words, code) {
-			continue
-		}
-		hint := "it takes any, error, warning, or codes: " + strings.Join(codes(), ", ")
-		if near := filter.Nearest(code, words); near != "" {
-			hint = fmt.Sprintf("did you mean %s? %s", near, hint)
-		}
-		return usage(hint, "--fail-on %q: no such verdict", code)
+	if err := checkWords("fail-on", r.failOn); err != nil {
+		return err
 	}
 	return r.checkRules()
 }

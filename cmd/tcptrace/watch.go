@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/dump"
 	"github.com/tcptrace/tcptrace/internal/filter"
 	"github.com/tcptrace/tcptrace/internal/host"
 	"github.com/tcptrace/tcptrace/internal/pipeline"
@@ -34,10 +35,14 @@ type watching struct {
 	filter    filter.Filter
 	out       render.Renderer // nil: what --output asks for
 	scope     pipeline.Scope  // nil: all processes
+
+	record pipeline.Recorder // nil: nothing is recorded
+	header dump.Header       // what a dump says of how it was asked for
 }
 
 func newWatch(u *ui) *cobra.Command {
 	var w watching
+	var d dumping
 	cmd := &cobra.Command{
 		Use:   "watch",
 		Short: "Verdicts and timelines of connections, as they happen",
@@ -49,7 +54,8 @@ repeated or separated by commas, are alternatives.`,
 		Example: `  sudo tcptrace watch                          everything that goes wrong
   sudo tcptrace watch --comm nginx --all       all connections of nginx
   sudo tcptrace watch --addr 10.0.0.0/8 --rport 5432,6379
-  sudo tcptrace watch -o json --duration 1m > trace.jsonl`,
+  sudo tcptrace watch -o json --duration 1m > trace.jsonl
+  sudo tcptrace watch --record trace.tcpt      and keep all events for tcptrace report`,
 		Args: atMost(0),
 	}
 	u.outputFlag(cmd)
@@ -59,6 +65,8 @@ repeated or separated by commas, are alternatives.`,
 	flags.DurationVar(&w.duration, "duration", 0, "end after this `TIME`, such as 30s or 5m")
 	flags.Uint64Var(&w.count, "count", 0, "end after showing `N` verdicts, connections and events")
 	flags.StringVar(&w.readyFile, "ready-file", "", "create the file `PATH` once all hooks are attached")
+	flags.StringVar(&d.path, "record", "", "also write all events to a dump, `FILE`")
+	d.flags(cmd)
 	w.attachFlag(cmd)
 	w.ruleFlags(cmd)
 	filters := filterFlags(cmd)
@@ -74,6 +82,9 @@ repeated or separated by commas, are alternatives.`,
 		if err := w.checkRules(); err != nil {
 			return err
 		}
+		if err := d.checkBeside(cmd); err != nil {
+			return err
+		}
 		if w.filter, err = parseFilter(filters); err != nil {
 			return err
 		}
@@ -82,7 +93,12 @@ repeated or separated by commas, are alternatives.`,
 		}
 		ctx, stop := interruptible(cmd.Context())
 		defer stop()
-		_, err = u.watch(ctx, w, show, func() error { return writeReady(w.readyFile) })
+		ready := func() error { return writeReady(w.readyFile) }
+		if d.path != "" {
+			w.header = dumpHeader(cmd, &w)
+			return u.watchAndRecord(ctx, w, d, show, ready)
+		}
+		_, err = u.watch(ctx, w, show, ready)
 		return err
 	}
 	return cmd
@@ -204,6 +220,7 @@ func (u *ui) watch(ctx context.Context, w watching, show pipeline.Show, ready fu
 			Out: out, Show: show, Filter: w.filter, Count: w.count, Diagnose: w.rules,
 		},
 		Tracer: t, Scope: w.scope, Version: versionName(), Host: name, Duration: w.duration, Ready: ready, Log: u.log,
+		Record: w.record, Header: w.header,
 	})
 }
 

@@ -51,6 +51,7 @@ type Reader struct {
 	numbered  bool
 	told      uint64 // events of the recording that were handed over or told lost
 	expect    uint64 // events of the recording up to the last frame of which anything is known
+	noted     int64  // the time of that frame
 	began     bool   // told is known
 	continued bool
 	wasted    int64 // bytes of frames that were searched for others
@@ -199,7 +200,7 @@ func (r *Reader) next(feed Feed, follows bool) error {
 			r.dec.broken()
 		}
 		if err == io.EOF {
-			r.upTo(feed, r.expect, 0)
+			r.upTo(feed, r.expect, r.noted)
 		}
 		if err != nil {
 			return err
@@ -431,7 +432,7 @@ func (r *Reader) note(h *frameHeader) {
 		// part of this.
 		r.began, r.told = true, h.Before
 	}
-	r.expect = max(r.expect, h.Before+uint64(h.Events))
+	r.expect, r.noted = max(r.expect, h.Before+uint64(h.Events)), h.First
 }
 
 // seek goes to where the next frame begins, after here. What lies between is

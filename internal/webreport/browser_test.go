@@ -24,6 +24,10 @@ import (
 	"github.com/chromedp/chromedp/kb"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/pipeline"
 )
 
 // screenshots names a folder to keep the pictures in; without it they go with
@@ -395,4 +399,47 @@ func TestDamagedAndUnscripted(t *testing.T) {
 	b.until(`document.getElementById('status').textContent.includes('DecompressionStream')`)
 	assert.True(t, js[bool](b, `document.getElementById('status').offsetHeight > 0 && document.getElementById('connections').hidden`))
 	b.picture("unscripted")
+}
+
+// What was recorded of real traffic: the golden dumps, one run after the other.
+func TestRealDumpsInBrowser(t *testing.T) {
+	names, err := filepath.Glob("../pipeline/testdata/v1/*.tcpt")
+	require.NoError(t, err)
+	require.NotEmpty(t, names)
+	r := New(Options{})
+	for _, name := range names {
+		replay(t, r, name)
+	}
+	b := newBrowser(t)
+	b.open(r)
+	codes := js[[]string](b, `[...document.querySelectorAll('.cause summary code')].map(e => e.textContent)`)
+	assert.Subset(t, codes, []string{"accept-queue-overflow", "close-wait-leak", "immediate-close", "port-exhaustion", "reset-sent"})
+	assert.NotZero(t, js[int](b, `document.querySelectorAll('.queues tbody tr').length`))
+	b.whole("real")
+	// The causes name connections, and all of them are here.
+	examples := js[int](b, `document.querySelectorAll('button.example').length`)
+	require.NotZero(t, examples)
+	assert.Zero(t, js[int](b, `document.querySelectorAll('.examples code').length`))
+	for i := range min(examples, 12) {
+		b.run(script(fmt.Sprintf(`document.querySelectorAll('button.example')[%d].click()`, i)))
+		b.until(`[...document.querySelectorAll('.detail')].every(e => e.querySelectorAll('.step').length > 0 && e.querySelectorAll('.life').length === 2)`)
+		b.picture(fmt.Sprintf("real-%d", i))
+	}
+	b.quiet()
+}
+
+// replay gives a dump to a report, as the report command does.
+func replay(t *testing.T, r *Report, name string) {
+	f, err := os.Open(name)
+	require.NoError(t, err)
+	defer f.Close()
+	d, err := dump.NewReader(f)
+	require.NoError(t, err)
+	defer d.Close()
+	cfg := pipeline.ReplayConfig{Options: pipeline.Options{
+		Out: r, Raw: r.Raw, Show: pipeline.Show{Verdicts: true, Connections: true, All: true, Open: true},
+		Diagnose: diagnose.Options{CloseWait: 2 * time.Second},
+	}}
+	_, err = pipeline.Replay(t.Context(), cfg, pipeline.Recording{Parts: []pipeline.Part{{Name: name, Reader: d}}})
+	require.NoError(t, err)
 }

@@ -54,6 +54,7 @@ type dataHost struct {
 // dataListener is how full an accept queue was; Len is -1 where nothing was
 // heard of it.
 type dataListener struct {
+	Run     int      `json:"run"`
 	Host    int      `json:"host"`
 	Netns   uint32   `json:"netns"`
 	Name    string   `json:"name"`
@@ -186,7 +187,7 @@ func (h *hostSeries) data() dataHost {
 func (l *listener) data(host int) dataListener {
 	g := l.grid
 	d := dataListener{
-		Host: host, Netns: l.netns, Name: clean(render.Addr(l.addr)), Process: l.label(), Most: l.most, Limit: l.limit, Drops: l.dropped, Samples: l.samples,
+		Run: l.run, Host: host, Netns: l.netns, Name: clean(render.Addr(l.addr)), Process: l.label(), Most: l.most, Limit: l.limit, Drops: l.dropped, Samples: l.samples,
 		First: g.first * g.width / 1e3, Width: float64(g.width) / 1e3,
 	}
 	for _, b := range g.cells {

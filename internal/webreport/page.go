@@ -233,6 +233,14 @@ func (r *Report) content(license string) *content {
 	c.Events, c.Connections, c.Lost, c.LostAny = thousands(events), thousands(connections), thousands(lost), lost > 0
 	c.Wrong = thousands(r.conns.wrong.seen)
 
+	for _, run := range r.runs {
+		for _, p := range run.missing {
+			if len(r.runs) > 1 {
+				p = run.host.name + ": " + p
+			}
+			c.Notices = append(c.Notices, p)
+		}
+	}
 	if lost > 0 {
 		c.Notices = append(c.Notices, thousands(lost)+" events were lost before tcptrace could read them. What they touched is marked incomplete; counts can be too low.")
 	}

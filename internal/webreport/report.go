@@ -58,6 +58,7 @@ type run struct {
 	summary *render.Summary
 	names   map[uint32]string // of network namespaces
 	lost    []render.Lost     // by where
+	missing []string          // what of the recording could not be read
 	first   render.Stamp      // of what was seen
 	last    render.Stamp
 	host    *hostSeries
@@ -272,6 +273,22 @@ func (r *Report) Lost(l *render.Lost) error {
 	}
 	run.lost = append(run.lost, *l)
 	return nil
+}
+
+// maxProblems bounds what is told of damages, of a run.
+const maxProblems = 20
+
+// Problems tells what is missing of the recording of the newest run, a sentence
+// each; the page says it at its head.
+func (r *Report) Problems(list []string) {
+	run := r.run()
+	for i, p := range list {
+		if len(run.missing) >= maxProblems {
+			run.missing = append(run.missing, thousands(uint64(len(list)-i))+" further remarks on this recording are left out.")
+			return
+		}
+		run.missing = append(run.missing, clean(p))
+	}
 }
 
 // Summary ends a run.

@@ -157,7 +157,13 @@ function short(v) {
 
 const paint = (name, more) => ({ stroke: () => css(name), ...more });
 const tint = (name) => () => css(name) + '33';
-const bars = () => uPlot.paths.bars({ size: [0.9, 40], align: 1 });
+const bars = () => uPlot.paths.bars({ size: [0.95, 40], align: 1 });
+// filled bars: outlines would be all that is seen of many.
+const block = (name) => ({ stroke: () => css(name), width: 0, fill: () => css(name) + 'b0', paths: bars(), points: { show: false }, value: count });
+const area = (name) => ({ ...paint(name), fill: tint(name), width: 1.5, paths: stepped(), points: { show: false }, value: count });
+const outline = (name, more) => ({ ...paint(name), width: 1.5, paths: stepped(), points: { show: false }, value: count, ...more });
+// per names the width of a bin.
+const per = (us) => 'per ' + (us < 1e6 ? +(us / 1e3).toFixed(3) + ' ms' : us < 120e6 ? us / 1e6 + ' s' : duration(us));
 const stepped = () => uPlot.paths.stepped({ align: 1 });
 const count = (u, v) => (v === null || v === undefined ? '–' : number(v));
 
@@ -166,35 +172,34 @@ function drawTime(d, axis, jump) {
   const shown = () => (axis.host < 0 ? d.hosts : [d.hosts[axis.host]]).filter((s) => s.events && s.events.length);
   const of = (range, width, fields) => {
     const some = shown();
-    return some.length ? bins(some, range, Math.max(20, width / 5), fields) : { width: 1e6, x: [], events: [], opened: [], closed: [], wrong: [], live: [] };
+    if (some.length) return bins(some, range, Math.max(20, width / 4), fields);
+    return { width: 1e6, x: [], ...Object.fromEntries(Object.keys(fields).map((f) => [f, []])) };
   };
+  const keys = '. Arrow keys move, plus and minus zoom, zero shows all.';
   const box = $('charts');
-  if (d.raw) {
-    new Chart(box, axis, 'Events over time. Arrow keys move, plus and minus zoom, zero shows all.', 150, (range, width) => {
-      const b = of(range, width, { events: 'sum' });
-      return { title: 'Events per ' + duration(b.width), x: b.x, data: [b.events], series: [{ label: 'events', ...paint('--accent'), fill: tint('--accent'), paths: bars(), points: { show: false }, value: count }] };
-    });
-  }
-  new Chart(box, axis, 'Connections over time. Arrow keys move, plus and minus zoom, zero shows all.', 190, (range, width) => {
-    const b = of(range, width, { opened: 'sum', closed: 'sum', wrong: 'sum', live: 'max' });
-    const data = [b.opened, b.closed, b.wrong], series = [
-      { label: 'opened', ...paint('--ok'), width: 1.5, paths: stepped(), points: { show: false }, value: count },
-      { label: 'closed', ...paint('--muted'), width: 1, dash: [4, 3], paths: stepped(), points: { show: false }, value: count },
-      { label: 'went wrong', ...paint('--error'), fill: tint('--error'), paths: bars(), points: { show: false }, value: count },
-    ];
-    if (d.raw) {
-      data.unshift(carry(b.live));
-      series.unshift({ label: 'existing', ...paint('--accent'), fill: tint('--accent'), width: 1.5, paths: stepped(), points: { show: false }, value: count });
-    }
-    return { title: 'Connections per ' + duration(b.width), x: b.x, data, series };
+  new Chart(box, axis, 'Connections over time' + keys, 160, (range, width) => {
+    const b = of(range, width, { opened: 'sum', closed: 'sum', wrong: 'sum' });
+    return {
+      title: 'Connections ' + per(b.width), x: b.x, data: [b.wrong, b.closed, b.opened],
+      series: [{ label: 'went wrong', ...block('--error') }, { label: 'closed', ...outline('--muted', { width: 1 }) }, { label: 'opened', ...outline('--ok') }],
+    };
+  });
+  if (!d.raw) return drawLanes(d, axis, jump);
+  new Chart(box, axis, 'Connections that existed' + keys, 110, (range, width) => {
+    const b = of(range, width, { live: 'max' });
+    return { title: 'Connections that existed, the most', x: b.x, data: [b.live], series: [{ label: 'existed', ...area('--accent') }] };
+  });
+  new Chart(box, axis, 'Events over time' + keys, 110, (range, width) => {
+    const b = of(range, width, { events: 'sum' });
+    return { title: 'Events of the kernel ' + per(b.width), x: b.x, data: [b.events], series: [{ label: 'events', ...block('--accent') }] };
   });
   drawLanes(d, axis, jump);
 }
 
-// carry fills holes with what was known before them.
-function carry(values) {
+// carry fills holes with what was known before them, up to a time.
+function carry(values, x, until) {
   let last = null;
-  return values.map((v) => { if (v !== null) last = v; return v === null ? last : v; });
+  return values.map((v, i) => { if (v !== null) last = v; return v !== null ? v : x[i] <= until ? last : null; });
 }
 
 // drawLanes shows when each cause held, on the same scale as the charts.
@@ -219,7 +224,7 @@ function drawLanes(d, axis, jump) {
       type: 'button', class: 'lane', title: `${v.about}: ${instant(v.first)} to ${instant(v.last)}`,
       'aria-label': `${v.code}, ${v.about}, ${number(v.count)} times, from ${instant(v.first)} to ${instant(v.last)}: go to the cause`,
       on: { click: () => jump('cause-' + i) },
-    }, h('span', { class: 'lane-name' }, v.code, ' ', h('span', { class: 'dim' }, number(v.count) + '×')), h('span', { class: 'track' }, bar));
+    }, h('span', { class: 'lane-name' }, v.code, ' ', h('span', { class: 'dim' }, number(v.count) + '×' + (d.hosts.length > 1 ? ' on ' + d.hosts[v.host].name : ''))), h('span', { class: 'track' }, bar));
     lanes.push({ v, bar, lane });
     box.append(lane);
   });

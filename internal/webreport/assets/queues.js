@@ -4,7 +4,7 @@ function drawQueues(d, axis) {
   if (!d.listeners.length) return;
   $('queues').hidden = false;
   $('queues-link').hidden = false;
-  let chosen = 0, chart = null;
+  let chosen = 0;
   const several = d.hosts.length > 1;
   const rows = d.listeners.map((l, i) => {
     const full = l.most > l.limit || l.drops > 0;
@@ -19,24 +19,31 @@ function drawQueues(d, axis) {
   const head = ['listener', 'process', 'most, of limit', '', 'refused'].map((t, i) => h('th', { scope: 'col', class: i === 2 || i === 4 ? 'num' : '' }, t));
   $('queue-list').append(h('div', { class: 'scroll short' }, h('table', { class: 'queues' }, h('thead', {}, h('tr', {}, ...head)), h('tbody', {}, ...rows))));
 
-  function choose(i) {
+  const drawn = [];
+  const choose = (i) => {
     chosen = i;
     rows.forEach((r, k) => { r.classList.toggle('chosen', k === i); r.querySelector('button').setAttribute('aria-pressed', k === i); });
-    if (chart) chart.draw(true);
-  }
-  chart = new Chart($('queue-chart'), axis, 'Accept queue of the chosen listener over time', 170, (range, width) => {
+    for (const c of drawn) c.draw();
+  };
+  const of = (range, width) => {
     const l = d.listeners[chosen];
-    const b = l.len ? bins([{ first: l.first, width: l.width, len: l.len, limits: l.limits, dropped: l.dropped }], range, Math.max(20, width / 5), { len: 'max', limits: 'max', dropped: 'sum' }) : { x: [], len: [], limits: [], dropped: [], width: 1e6 };
+    if (!l.len) return { x: [], len: [], limits: [], dropped: [], width: 1e6 };
+    return bins([{ first: l.first, width: l.width, len: l.len, limits: l.limits, dropped: l.dropped }], range, Math.max(20, width / 4), { len: 'max', limits: 'max', dropped: 'sum' });
+  };
+  drawn.push(new Chart($('queue-chart'), axis, 'Accept queue of the chosen listener over time', 160, (range, width) => {
+    const b = of(range, width), l = d.listeners[chosen], until = d.runs[l.run].to;
     return {
-      title: `Accept queue of ${l.name}, the most per ${duration(b.width)}`, x: b.x,
-      data: [carry(b.len), carry(b.limits), b.dropped.map((v) => v || null)],
-      series: [
-        { label: 'waiting', ...paint('--accent'), fill: tint('--accent'), width: 1.5, paths: stepped(), points: { show: false }, value: count },
-        { label: 'limit', ...paint('--error'), width: 1.5, dash: [6, 4], paths: stepped(), points: { show: false }, value: count },
-        { label: 'refused', ...paint('--warning'), fill: tint('--warning'), paths: bars(), points: { show: false }, value: count },
-      ],
+      title: `Waiting for accept() on ${l.name}, the most ${per(b.width)}`, x: b.x,
+      data: [carry(b.len, b.x, until), carry(b.limits, b.x, until)],
+      series: [{ label: 'waiting', ...area('--accent') }, { label: 'limit', ...outline('--error', { dash: [6, 4] }) }],
     };
-  });
+  }));
+  if (d.listeners.some((l) => l.drops)) {
+    drawn.push(new Chart($('queue-chart'), axis, 'What the chosen listener refused over time', 100, (range, width) => {
+      const b = of(range, width);
+      return { title: `SYNs and final ACKs refused ${per(b.width)}`, x: b.x, data: [b.dropped], series: [{ label: 'refused', ...block('--error') }] };
+    }));
+  }
   choose(0);
 }
 

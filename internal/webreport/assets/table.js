@@ -203,7 +203,7 @@ class Table {
     const { d } = this, c = d.conns, flags = c.flags[i];
     const mark = flags & Flag.wrong ? ['wrong', '●', 'went wrong'] : flags & Flag.incomplete ? ['part', '◐', 'incomplete'] : ['well', '○', 'healthy'];
     const day = date(c.at[i]) === date(d.from) ? '' : date(c.at[i]).slice(5) + ' ';
-    const cell = (id, ...content) => h('div', { class: 'td ' + id, role: 'gridcell' }, ...content);
+    const cell = (id, ...content) => h('div', { class: 'td ' + id, role: 'gridcell', title: id === 'at' ? instant(c.at[i]) : content.map((x) => (x.textContent === undefined ? x : x.textContent)).join(' ') }, ...content);
     const codes = d.words[c.codes[i]];
     return [
       cell('at', h('span', { class: 'mark ' + mark[0], title: mark[2], 'aria-label': mark[2], role: 'img' }, mark[1]), ' ', (flags & Flag.opened ? '' : '≤ ') + day + clock(c.at[i], 3)),

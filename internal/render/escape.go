@@ -114,7 +114,7 @@ func Wrap(s string, width int) []string {
 			used++
 		}
 		for used+n > width { // longer than a line: break it anywhere
-			cut := 0
+			cut, begun := 0, used
 			for i, r := range word {
 				w := runeColumns(r)
 				if used+w > width {
@@ -126,7 +126,7 @@ func Wrap(s string, width int) []string {
 			}
 			line += word[:cut]
 			word = word[cut:]
-			n = columns(word)
+			n -= used - begun // to count the rest again would take too long
 			flush()
 		}
 		line += word

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,7 +29,10 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("TCPTRACE_ATTACH", os.Getenv("TCPTRACE_ATTACH"))
-			return nil
+			env.Setenv("TZ", "UTC")
+			dumps, err := filepath.Abs("../../internal/pipeline/testdata/v1")
+			env.Setenv("DUMPS", dumps)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":    status,

@@ -159,7 +159,7 @@ func (u *ui) report(ctx context.Context, r reporting) error {
 
 	o := render.ReportOptions{
 		TextOptions: render.TextOptions{Width: u.width(), Color: u.color(), Location: time.Local},
-		Causes:      show.Verdicts, Rest: show.Connections || show.Events,
+		Causes:      show.Verdicts, Rest: show.Connections || show.Events, Several: len(list) > 1,
 	}
 	if o.Rest {
 		spool, err := newSpool()

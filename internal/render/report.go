@@ -19,6 +19,8 @@ type ReportOptions struct {
 	// Causes says that the causes are asked for, and Rest that connections or
 	// events are.
 	Causes, Rest bool
+	// Several says that several runs are to be told apart by their hosts.
+	Several bool
 	// Spool keeps connections and events until the causes are written.
 	Spool io.ReadWriteSeeker
 }
@@ -91,22 +93,27 @@ func (r *Report) Namespace(ns event.Namespace) {
 	}
 }
 
-// where says which host something is of, and on which day, if there are
-// several.
+// header says of which host the following is, if there are several.
 func (r *Report) header() {
-	if len(r.runs) > 1 && r.rest.day == "" {
+	if r.o.Several && r.rest.day == "" {
 		r.rest.print(r.rest.style(bold, "on "+Safe(r.now.start.Host)) + "\n")
 	}
 }
 
 // Event writes one line to the spool.
 func (r *Report) Event(e *Event) error {
+	if r.rest == nil {
+		return nil
+	}
 	r.header()
 	return r.rest.Event(e)
 }
 
 // Connection writes a connection to the spool.
 func (r *Report) Connection(c *Connection) error {
+	if r.rest == nil {
+		return nil
+	}
 	r.header()
 	return r.rest.Connection(c)
 }
@@ -185,13 +192,16 @@ func (r *Report) Close() error {
 		if run.summary == nil {
 			continue
 		}
-		if len(r.runs) > 1 {
+		if r.o.Several {
 			t.print(t.style(bold, "on "+Safe(run.start.Host)) + "\n")
 		}
 		t.name, t.o.Netns = run.names, run.netns
 		t.audit(run.summary)
 		if c := run.summary.Cost; c != (Cost{}) {
 			t.cost(c)
+		}
+		for _, u := range run.start.Unknowable {
+			t.para("  not known  ", dim, Safe(u), dim)
 		}
 	}
 	return t.Flush()
@@ -229,9 +239,6 @@ func (r *Report) about(run *reportRun) {
 	}
 	for _, p := range run.problems {
 		t.para("  not whole: ", yellow, Safe(p), plain)
-	}
-	for _, u := range s.Unknowable {
-		t.para("  not known: ", dim, Safe(u), dim)
 	}
 }
 
@@ -279,22 +286,24 @@ func (r *Report) cause(number int, c *reportCause) {
 	const indent = 4
 	t.para(fmt.Sprintf("%2d. ", number)+Pad(string(v.Severity), tagWidth)+" ", severityStyle(v.Severity), Safe(v.Story), bold)
 	about := []string{Safe(v.Code), t.about(v)}
-	if len(r.runs) > 1 {
+	if r.o.Several {
 		about = append(about, "on "+Safe(c.run.start.Host))
 	}
 	count := thousands(v.Count)
 	if v.Early > 0 {
 		count += fmt.Sprintf(" (%s of them before)", thousands(v.Early))
 	}
-	t.pack(indent, append(about, count, string(v.Confidence), r.span(c)), plain)
+	t.pack(indent, append(about, "count "+count+", "+string(v.Confidence), r.span(c)), plain)
 	t.pack(indent, facts(v.Evidence), dim)
 	if e := v.Example; e != nil {
 		items := []string{e.ID, route(e)}
-		if t.draws(e) && v.Severity != diagnose.Info {
-			t.para("    example ", dim, strings.Join(items, "  "), plain)
+		draw := v.Severity != diagnose.Info && t.draws(e)
+		if v.Severity != diagnose.Info && !draw {
+			items = append(items, "timeline above")
+		}
+		t.para("    example ", dim, strings.Join(items, "  "), plain)
+		if draw {
 			t.timeline(e)
-		} else {
-			t.para("    example ", dim, strings.Join(items, "  "), plain)
 		}
 	}
 	var others []string

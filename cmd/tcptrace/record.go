@@ -478,7 +478,9 @@ func (r *recording) closing(s recorder.Stats, t *tally, flight bool, took time.D
 		fmt.Fprintf(&line, ", %s of them left out because the disk was too slow", humanize.Comma(int64(s.Dropped)))
 	}
 	if n := t.lost.Load(); n > 0 {
-		fmt.Fprintf(&line, ", %s lost before", humanize.Comma(int64(n)))
+		fmt.Fprintf(&line, ", %s lost before they were told", humanize.Comma(int64(n)))
+	} else if s.Dropped == 0 {
+		line.WriteString(", none lost")
 	}
 	if !flight {
 		fmt.Fprintf(&line, "; %s", humanize.IBytes(uint64(max(s.Bytes, 0))))
@@ -682,6 +684,9 @@ func (p *console) write(n recorder.Notice) {
 	if n.Failed {
 		p.clear()
 		p.u.complain("error", n.Text)
+		if n.Hint != "" {
+			p.u.complain("hint", n.Hint)
+		}
 		return
 	}
 	p.say(n.Text)

@@ -113,7 +113,7 @@ func (s *files) frame(f *dump.Frame) error {
 func (s *files) next(preamble *dump.Frame, end dump.End, before uint64) error {
 	for s.o.MaxFiles > 0 && len(s.made) >= s.o.MaxFiles {
 		if err := s.dir.remove(s.made[0]); err != nil {
-			s.r.tell(false, err.Error())
+			s.r.tell("%v", err)
 		}
 		s.r.removed(s.dir.full(s.made[0].base))
 		s.made = s.made[1:]

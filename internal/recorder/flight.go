@@ -63,7 +63,7 @@ func (r *Recorder) Trigger(code string) {
 		r.suppressed[code]++
 		if !r.throttled {
 			r.throttled = true
-			r.tell(false, fmt.Sprintf("%s within %v of the trigger before: it makes no file, nor do further ones until then (--trigger-interval)", code, w.Interval))
+			r.tell("%s within %v of the trigger before: it makes no file, nor do further ones until then (--trigger-interval)", code, w.Interval)
 		}
 		return
 	}
@@ -72,7 +72,7 @@ func (r *Recorder) Trigger(code string) {
 		code: code, at: r.now, until: r.now + int64(w.After), latest: r.now + stretch*int64(w.After), more: make(map[string]uint64),
 	}
 	if w.After > 0 {
-		r.tell(false, fmt.Sprintf("%s: the window is written in %v, with what follows until then", code, w.After))
+		r.tell("%s: the window is written in %v, with what follows until then", code, w.After)
 	}
 }
 
@@ -115,8 +115,7 @@ func (r *Recorder) out(trigger string, at int64, more map[string]uint64) {
 	r.q.push(item{do: func() error {
 		defer r.air.busy.Store(false)
 		if err := r.air.write(d); err != nil {
-			text := fmt.Sprintf("%s: the window was not written: %v", d.trigger, err)
-			r.tell(true, text)
+			r.report(fmt.Errorf("%s: the window was not written: %w", d.trigger, err))
 		}
 		return nil
 	}})

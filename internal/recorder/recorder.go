@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -56,6 +57,7 @@ type Options struct {
 type Notice struct {
 	Failed bool // it is an error
 	Text   string
+	Hint   string // what can be done about it, "" nothing
 }
 
 const (
@@ -115,7 +117,7 @@ type Recorder struct {
 type Stats struct {
 	Events  uint64   // told so far, with those dropped
 	Dropped uint64   // for want of room in the queue
-	Bytes   int64    // written to files that are there
+	Bytes   int64    // written, to files that were removed too
 	Files   []string // those that are there, in their order
 	Removed int      // oldest files that were removed
 	// Of a flight recorder:
@@ -260,7 +262,7 @@ func (r *Recorder) sink(f *dump.Frame) {
 		r.due = true
 	}
 	if tell {
-		r.tell(false, "the disk is too slow for the recording: events are left out of it, which it says at that place")
+		r.tell("the disk is too slow for the recording: events are left out of it, which it says at that place")
 	}
 }
 
@@ -320,9 +322,16 @@ func (r *Recorder) Stats() Stats {
 	return s
 }
 
-func (r *Recorder) tell(failed bool, text string) {
+func (r *Recorder) tell(format string, args ...any) {
 	if r.o.Notify != nil {
-		r.o.Notify(Notice{Failed: failed, Text: text})
+		r.o.Notify(Notice{Text: fmt.Sprintf(format, args...)})
+	}
+}
+
+// report tells of an error.
+func (r *Recorder) report(err error) {
+	if r.o.Notify != nil {
+		r.o.Notify(Notice{Failed: true, Text: err.Error(), Hint: Hint(err)})
 	}
 }
 
@@ -355,7 +364,7 @@ func (r *Recorder) write() {
 			if err := r.handle(i, ok); err != nil {
 				r.failed.Store(&err)
 				if r.o.Optional {
-					r.tell(true, err.Error())
+					r.report(fmt.Errorf("the recording has ended: %w", err))
 				}
 			}
 		}

@@ -40,7 +40,7 @@ type notices struct {
 func (n *notices) notify(one Notice) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.list = append(n.list, one.Text)
+	n.list = append(n.list, strings.TrimSpace(one.Text+"\n"+one.Hint))
 }
 
 func (n *notices) all() string {
@@ -440,6 +440,7 @@ func TestTheFloorOfFreeSpaceEndsIt(t *testing.T) {
 			require.NoError(t, s.err)
 			require.ErrorAs(t, s.r.Err(), &space)
 			require.Equal(t, 1, strings.Count(said.all(), "are to be left"), "it is told once: %s", said.all())
+			require.Contains(t, said.all(), "lower --min-free")
 		} else {
 			require.ErrorAs(t, s.err, &space)
 			require.Contains(t, Hint(s.err), "--min-free")
@@ -510,7 +511,9 @@ func TestADiskThatHangsHoldsNobodyUp(t *testing.T) {
 	dropped := s.r.Stats().Dropped
 	require.Greater(t, dropped, uint64(200_000))
 	require.Equal(t, 1, strings.Count(said.all(), "too slow"))
+	s.r.q.mu.Lock()
 	require.Less(t, s.r.q.bytes, 2<<20)
+	s.r.q.mu.Unlock()
 
 	// The disk comes back.
 	got := make(chan []byte)
@@ -761,7 +764,7 @@ func TestAWindowKeepsWithinItsBound(t *testing.T) {
 
 func TestAWindowThatOneSecondOverflowsHasAHole(t *testing.T) {
 	dir := t.TempDir()
-	s, _ := flightRun(t, dir, Options{}, Window{Last: time.Minute, MaxMemory: MinSize})
+	s, said := flightRun(t, dir, Options{}, Window{Last: time.Minute, MaxMemory: MinSize})
 	s.r.BeginSnapshot(1, s.now) // in which no segment begins
 	s.events(300_000)
 	s.r.EndSnapshot(1, s.now)
@@ -773,6 +776,7 @@ func TestAWindowThatOneSecondOverflowsHasAHole(t *testing.T) {
 	c := read(t, dumps(t, dir)[0])
 	require.Equal(t, s.n, uint64(len(c.events))+c.lost+c.header.Window.Dropped)
 	require.Equal(t, s.n, c.events[len(c.events)-1])
+	require.Equal(t, 1, strings.Count(said.all(), "does not fit"))
 }
 
 func TestTheSpoolLeavesSpace(t *testing.T) {

@@ -156,7 +156,7 @@ func (w *window) frame(f *dump.Frame) {
 	} else if err := w.spill(s, &one); err != nil {
 		if !w.spilled {
 			w.spilled = true
-			w.r.tell(true, fmt.Sprintf("the window has a hole: %v", err))
+			w.r.report(fmt.Errorf("the window has a hole: %w", err))
 		}
 		return
 	}
@@ -193,29 +193,30 @@ func (w *window) spill(s *segment, one *sealed) error {
 	return nil
 }
 
-// shorten lets the oldest segment go before its time.
+// shorten makes room before its time: it lets the oldest segment go, or of the
+// only one what it holds.
 func (w *window) shorten() {
-	w.forget()
+	if len(w.list) > 1 {
+		w.forget()
+	} else {
+		w.hollow(w.list[0])
+	}
 	w.r.mu.Lock()
 	was := w.r.stats.Short
 	w.r.stats.Short = true
 	w.r.mu.Unlock()
 	if !was {
-		w.r.tell(false, fmt.Sprintf("the window of %v does not fit into %s, and is shorter", w.o.Window.Last, sizeText(w.limit())))
+		w.r.tell("the window of %v does not fit into %s, and is shorter", w.o.Window.Last, sizeText(w.limit()))
 	}
 }
 
 // bound keeps the window within its bounds.
 func (w *window) bound(now int64) {
 	limit := w.limit()
-	for w.held > limit && len(w.list) > 1 {
+	for w.held > limit && (len(w.list) > 1 || len(w.list[0].frames) > 0) {
 		w.shorten()
 	}
-	newest := w.list[len(w.list)-1]
-	if w.held > limit {
-		w.hollow(newest)
-	}
-	if newest.bytes > limit/segments {
+	if newest := w.list[len(w.list)-1]; newest.bytes > limit/segments {
 		w.long.Store(true)
 	}
 	w.r.mu.Lock()
@@ -235,10 +236,10 @@ type dumped struct {
 // write writes the window to a file of its own. Only its last one's error ends
 // anything: the window is still there for the next trigger.
 func (w *window) write(d dumped) error {
-	if max := w.o.MaxFiles; max > 0 && w.wrote >= max {
+	if most := w.o.MaxFiles; most > 0 && w.wrote >= most {
 		if !w.refused {
 			w.refused = true
-			w.r.tell(false, fmt.Sprintf("%d files were written, as many as --max-files allows: further triggers make none", max))
+			w.r.tell("%d files were written, as many as --max-files allows: further triggers make none", most)
 		}
 		return nil
 	}
@@ -266,7 +267,7 @@ func (w *window) write(d dumped) error {
 	w.r.opened(out.name)
 	w.r.wrote(out.size)
 	if err == nil {
-		w.r.tell(false, fmt.Sprintf("%s: wrote the last %v to %s", d.trigger, round(d.end.At-first.first), out.name))
+		w.r.tell("%s: wrote the last %v to %s", d.trigger, round(d.end.At-first.first), out.name)
 	}
 	return err
 }

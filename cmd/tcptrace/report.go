@@ -245,6 +245,7 @@ func (u *ui) reportHTML(ctx context.Context, r *reporting, list []pipeline.Recor
 		cfg.Out, cfg.Show, cfg.Raw = out, show, page.Raw
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
 		problems = append(problems, got.Problems...)
+		page.Problems(got.Problems)
 		return nil
 	})
 	done()

@@ -119,7 +119,8 @@ type store struct {
 
 // sample takes every stride-th of what comes.
 type sample struct {
-	seen   uint64
+	seen   uint64 // numbers what comes
+	told   uint64 // connections; one can turn out to be of the other kind
 	stride uint64 // 0: none any more
 	kept   int
 }
@@ -169,9 +170,13 @@ func (s *store) add(run int, c *render.Connection, offset int64) {
 	have := s.byKey[k]
 	if have != nil && have.flags&flagHidden == 0 {
 		// Told of again: as the example of a verdict first, say.
-		s.sample(have.flags).kept--
+		m := s.sample(have.flags)
+		m.kept--
+		m.told--
 		s.fill(have, c, offset)
-		s.sample(have.flags).kept++
+		m = s.sample(have.flags)
+		m.kept++
+		m.told++
 		s.addPeer(have, c, offset)
 		return
 	}
@@ -182,6 +187,7 @@ func (s *store) add(run int, c *render.Connection, offset int64) {
 	m := s.sample(flags)
 	seq := m.seen
 	m.seen++
+	m.told++
 	_, pinned := s.pinned[k]
 	if !pinned && (m.stride == 0 || seq%m.stride != 0) {
 		return
@@ -378,7 +384,7 @@ func uvarints(s string) []uint64 {
 // leftOut is how many connections are not in the table, of those that went
 // wrong and of the others.
 func (s *store) leftOut() (wrong, well uint64) {
-	return s.wrong.seen - min(s.wrong.seen, uint64(s.wrong.kept)), s.well.seen - min(s.well.seen, uint64(s.well.kept))
+	return s.wrong.told - min(s.wrong.told, uint64(s.wrong.kept)), s.well.told - min(s.well.told, uint64(s.well.kept))
 }
 
 // inOrder lists the ends by the time at which they began.

@@ -231,7 +231,7 @@ func (r *Report) content(license string) *content {
 		c.Span = roughly(time.Duration(last - first))
 	}
 	c.Events, c.Connections, c.Lost, c.LostAny = thousands(events), thousands(connections), thousands(lost), lost > 0
-	c.Wrong = thousands(r.conns.wrong.seen)
+	c.Wrong = thousands(r.conns.wrong.told)
 
 	for _, run := range r.runs {
 		for _, p := range run.missing {
@@ -314,7 +314,7 @@ func every(stride uint64) string {
 func (r *Report) cause(i int, v *verdict, doc diagnose.Doc) cause {
 	run := r.runs[v.run]
 	x := cause{
-		ID: "cause-" + strconv.Itoa(i), Rank: i + 1, Open: i < 3,
+		ID: "cause-" + strconv.Itoa(i), Rank: i + 1, Open: i < 1,
 		Code: clean(v.Code), Severity: clean(string(v.Severity)), Confidence: clean(string(v.Confidence)), Story: clean(v.Story),
 		Process: v.process(), Netns: run.netns(v.Netns), Count: thousands(v.Count), Counts: doc.Counts,
 		First: newInstant(v.First), Last: newInstant(v.Last), Once: v.First == v.Last, Summary: doc.Summary,

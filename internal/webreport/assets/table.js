@@ -123,7 +123,10 @@ class Table {
   }
 
   changed() {
-    for (const i of this.open.keys()) if (!this.rows.includes(i)) this.close(i);
+    if (this.open.size) {
+      const shown = new Set(this.rows);
+      for (const i of [...this.open.keys()]) if (!shown.has(i)) this.close(i);
+    }
     this.grid.setAttribute('aria-rowcount', this.rows.length + 1);
     this.none.hidden = this.rows.length > 0;
     this.view.hidden = this.rows.length === 0;
@@ -135,7 +138,12 @@ class Table {
   // opened lists the places of open rows in order.
   opened() {
     const places = [];
-    if (this.open.size) this.rows.forEach((i, place) => { if (this.open.has(i)) places.push(place); });
+    if (this.open.size) {
+      this.rows.forEach((i, place) => {
+        const o = this.open.get(i);
+        if (o) { o.place = place; places.push(place); }
+      });
+    }
     return places;
   }
 
@@ -180,9 +188,8 @@ class Table {
       el.classList.toggle('active', place === this.active);
       el.setAttribute('aria-selected', place === this.active);
     }
-    for (const [i, o] of this.open) {
-      const place = this.rows.indexOf(i);
-      o.element.style.top = this.top(place) + this.rowHeight + 'px';
+    for (const o of this.open.values()) {
+      o.element.style.top = this.top(o.place) + this.rowHeight + 'px';
       if (!o.element.isConnected) { this.space.append(o.element); this.sizes.observe(o.element); }
     }
     if (this.pool.has(this.active)) this.grid.setAttribute('aria-activedescendant', 'row-' + this.rows[this.active]);
@@ -287,7 +294,7 @@ class Table {
       ['role', w('role')],
       ['listener', w('listen')],
       ['began', (flags & Flag.opened ? '' : 'before ') + instant(c.at[i])],
-      ['took', c.took[i] >= 0 ? duration(c.took[i]) : 'its end or its beginning was not seen'],
+      ['took', c.took[i] >= 0 ? duration(c.took[i]) : 'not known'],
       ['ended by', w('by')],
       ['state', w('state')],
       ['sent, received', `${bytes(c.sent[i])}, ${bytes(c.recv[i])}`],

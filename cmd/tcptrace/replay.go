@@ -39,7 +39,7 @@ func (r *replaying) flags(cmd *cobra.Command) {
 	r.filters = filterFlags(cmd)
 	flags := cmd.Flags()
 	flags.BoolVar(&r.unfiltered, "unfiltered", false, "also what a filter of the recording left to be left out")
-	flags.StringVar(&r.since, "since", "", "leave out what was over before `TIME`: 03:10, 2026-11-22 03:10, RFC 3339, or +5m after the beginning")
+	flags.StringVar(&r.since, "since", "", "leave out what was over before `TIME`, such as 03:10, +5m or RFC 3339")
 	flags.StringVar(&r.until, "until", "", "stop at `TIME`, as if the recording had ended there")
 	r.ruleFlags(cmd)
 }

@@ -161,7 +161,7 @@ func (p *Perfetto) Raw(e *event.Event, at render.Stamp, conn string) {
 	switch {
 	case e.Kind == event.KindState && e.New == event.StateClose && e.Has(event.FlagTimeWaitFW2):
 		state = event.StateFinWait2
-	case e.Kind == event.KindState, e.Kind == event.KindSnapshot:
+	case e.Kind == event.KindState, e.Kind == event.KindSnapshot && e.New != event.StateTimeWait:
 	case e.Kind == event.KindSYNACKRetrans && p.tracks[conn] == nil:
 		state = event.StateNewSynRecv
 	default:

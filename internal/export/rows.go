@@ -202,7 +202,10 @@ func (r *eventRow) fill(e *event.Event, at render.Stamp, conn string, c *event.C
 		r.Sock = number(e.Sock)
 	}
 	r.LocalAddr, r.LocalPort = address(e.Local)
-	r.RemoteAddr, r.RemotePort = address(e.Remote)
+	r.RemoteAddr, r.RemotePort = nil, nil
+	if a := e.Remote; a.Port() != 0 || !a.Addr().IsUnspecified() { // as a listener has it that closes
+		r.RemoteAddr, r.RemotePort = address(a)
+	}
 
 	r.PID, r.Comm, r.CgroupID = nil, nil, nil
 	if e.Has(event.FlagProcess) {

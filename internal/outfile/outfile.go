@@ -32,6 +32,12 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("creating %s: %v", e.Path, e.Err) }
 func (e *Error) Unwrap() error { return e.Err }
 
+// there is why a name cannot be taken: [fs.ErrExist] with better words.
+type there string
+
+func (t there) Error() string        { return string(t) }
+func (t there) Is(target error) bool { return target == fs.ErrExist }
+
 // File is a file on its way to its name. It belongs to one goroutine. Either
 // Commit or Abort must be called; to call Abort after Commit does nothing.
 type File struct {
@@ -57,7 +63,7 @@ func Create(path string, force bool) (*File, error) {
 	dir, err := openDir(filepath.Dir(path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return refuse("create the directory first: mkdir -p "+filepath.Dir(path), fmt.Errorf("the directory is not there: %w", err))
+		return refuse("create the directory first: mkdir -p "+filepath.Dir(path), fmt.Errorf("its directory is not there: %w", err))
 	case err != nil:
 		return refuse("", fmt.Errorf("opening the directory: %w", err))
 	}
@@ -98,15 +104,15 @@ func vacant(dir int, base string, force bool) (hint string, err error) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		if !force {
-			return other + ", or give --force to replace it", fs.ErrExist
+			return other + ", or give --force to replace it", there("it is there already")
 		}
 		return "", nil
 	case unix.S_IFLNK:
-		return "name the file that is meant, or remove the link", fmt.Errorf("a symbolic link is there, and none is followed: %w", fs.ErrExist)
+		return "name the file that is meant, or remove the link", there("a symbolic link is there, and none is followed")
 	case unix.S_IFDIR:
-		return "name a file in it", fmt.Errorf("it is a directory: %w", fs.ErrExist)
+		return "name a file in it", there("it is a directory")
 	}
-	return other + "; to write to a pipe or a device, use the shell's >", fmt.Errorf("it is not a regular file: %w", fs.ErrExist)
+	return other + "; to write to a pipe or a device, use the shell's >", there("it is not a regular file")
 }
 
 // openTemp creates a file that nobody can have foreseen.
@@ -207,7 +213,7 @@ func (f *File) place() error {
 	}
 	switch {
 	case err == unix.EEXIST:
-		return &Error{f.path, fmt.Errorf("somebody made it meanwhile: %w", fs.ErrExist), "choose another name, or give --force to replace it"}
+		return &Error{f.path, there("somebody made it meanwhile"), "choose another name, or give --force to replace it"}
 	case err != nil:
 		return &Error{f.path, err, ""}
 	}

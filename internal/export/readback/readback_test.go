@@ -179,7 +179,7 @@ func TestEventColumns(t *testing.T) {
 		{"seq = 4", "kind, err, err_name, reason_name, pid, comm", "bind-failed|98|EADDRINUSE|bind|900|" + sample.HostileSafe[:strings.Index(sample.HostileSafe, `\xff`)] + `\xff'\`},
 		{"seq = 5", "kind, reason_name, sock", "memory|orphans|9"},
 		{"seq = 6", "kind, kind_number, old_state, flags, flags_raw, local_addr, local_port", "kind 250|250|state 99|[bit 15]|32768|NULL|NULL"},
-		{"seq = 7", "kind, old_state, new_state, abort_on_overflow, queue_len, bytes_sent", "state|LISTEN|CLOSE|true|2|NULL"},
+		{"seq = 7", "kind, old_state, new_state, abort_on_overflow, queue_len, bytes_sent, remote_addr, remote_port", "state|LISTEN|CLOSE|true|2|NULL|NULL|NULL"},
 		{"conn = '" + sample.Conn(0, 0) + "' AND new_state = 'CLOSE'", "kind, reason, reason_name, bytes_sent, srtt_us, queue_len", "rst-sent|11|TCP_ABORT_ON_CLOSE|400|40|NULL"},
 		{"conn = '" + sample.Conn(0, 0) + "' AND new_state = 'SYN_SENT'", "kind, old_state, bytes_sent, srtt_us, pid", "state|CLOSE|0|NULL|1000"},
 	} {
@@ -264,7 +264,7 @@ func TestThePagesQueries(t *testing.T) {
 			require.Equal(t, "read what came", list[0][6])
 			require.Equal(t, "connect-refused", list[1][0])
 		},
-		"which processes' connections end badly, and how large a share": func(t *testing.T, list [][]string) {
+		"which programs' connections end badly, and how large a share": func(t *testing.T, list [][]string) {
 			require.Len(t, list, 2) // of each host the one
 			require.Equal(t, []string{sample.HostileSafe, "192.0.2.1", "5432", fmt.Sprint(bad), "100", "reset: " + sample.HostileSafe}, list[0][1:])
 		},

@@ -95,7 +95,7 @@ func feed(sink export.Sink, host, n int, cut bool) error {
 	raw(event.Event{Time: Boot + 4, Kind: event.KindBindFailed, Netns: netns, Local: listener, Err: 98, Flags: event.FlagProcess, PID: 900, Comm: comm(Hostile)}, "")
 	raw(event.Event{Time: Boot + 5, Kind: event.KindMemory, Reason: 1, Sock: 9, Netns: netns, Local: listener, Remote: client6}, "")
 	raw(event.Event{Time: Boot + 6, Kind: 250, Old: 99, New: 99, Flags: 1 << 15}, "")
-	raw(event.Event{Time: Boot + 7, Kind: event.KindState, Old: event.StateListen, New: event.StateClose, Sock: 1, Netns: netns, Local: listener,
+	raw(event.Event{Time: Boot + 7, Kind: event.KindState, Old: event.StateListen, New: event.StateClose, Sock: 1, Netns: netns, Local: listener, Remote: netip.MustParseAddrPort("0.0.0.0:0"),
 		Listener: event.Listener{ID: 1, QueueLen: 2, QueueLimit: 16, AbortOnOverflow: true}}, "")
 	// A line of a snapshot is no event.
 	raw(event.Event{Time: Boot + 8, Kind: event.KindSnapshot, New: event.StateListen, Inventory: new(event.Inventory)}, "")

@@ -139,7 +139,7 @@ func (w *watching) ruleFlags(cmd *cobra.Command) {
 	for _, t := range w.thresholds() {
 		cmd.Flags().DurationVar(t.value, t.name, t.def, t.help)
 	}
-	cmd.Flags().Float64Var(&w.rules.TimeWait, shareFlag, 0.5, "TIME_WAIT in more than a share `N` of the ports is a pile-up")
+	cmd.Flags().Float64Var(&w.rules.TimeWait, shareFlag, 0.5, "TIME_WAIT in more than a share `N` of ports is a pile-up")
 }
 
 func (w *watching) checkRules() error {

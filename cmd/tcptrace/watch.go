@@ -128,7 +128,7 @@ func (w *watching) thresholds() []threshold {
 		{"fin-wait", &r.FinWait, time.Minute, "FIN_WAIT for longer than this `TIME` is stuck"},
 		{"idle", &r.Idle, 2 * time.Hour, "silence for this `TIME` without keepalive is suspect"},
 		{"slow-accept", &r.SlowAccept, 200 * time.Millisecond, "in the accept queue for longer than this `TIME` is slow"},
-		{"zero-window", &r.ZeroWindow, 5 * time.Second, "a receive window shut for longer than this `TIME` is a stall"},
+		{"zero-window", &r.ZeroWindow, 5 * time.Second, "a window shut for longer than this `TIME` is a stall"},
 		{"backoff", &r.Backoff, 15 * time.Second, "tell of data unacknowledged for longer than this `TIME`"},
 	}
 }

@@ -172,10 +172,10 @@ func (u *ui) report(ctx context.Context, r reporting) error {
 	rep := render.NewReport(u.out, o)
 	out := r.only(rep)
 	err = r.replayAll(ctx, list, func(h *dump.Header, cfg *pipeline.ReplayConfig) {
-		rep.Run(strings.Join(r.files, " "), render.Stamp(h.Started), h.Netns)
+		rep.Run(h.Netns)
 		cfg.Out, cfg.Show = out, show
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
-		rep.Problems(got.Problems)
+		rep.Whole(got.Began, got.Problems)
 		return nil
 	})
 	done()

@@ -73,9 +73,9 @@ type ReplayConfig struct {
 // Replayed is what became of a replay.
 type Replayed struct {
 	Summary  *render.Summary
-	Began    render.Stamp
-	Ended    render.Stamp // of what there is
-	Problems []string     // what is missing of the recording, for people
+	Began    render.Stamp // of what there is
+	Ended    render.Stamp
+	Problems []string // what is missing of the recording, for people
 }
 
 // Replay goes through a recording again: what is shown is what a run with the
@@ -110,6 +110,9 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 	}
 	var ferr error
 	out.Summary, ferr = r.Finish(now, s)
+	if h.Part > 0 && r.first != 0 {
+		out.Began = r.clock.Stamp(r.first)
+	}
 	out.Ended = out.Summary.Time
 	return out, errors.Join(ferr, err)
 }
@@ -119,6 +122,7 @@ type replay struct {
 	*Machine
 	wall    render.Stamp
 	until   int64
+	first   int64
 	last    int64
 	stopped bool
 	audit   dump.Audit
@@ -127,6 +131,9 @@ type replay struct {
 func (r *replay) past(at int64) bool {
 	if at > r.until {
 		return true
+	}
+	if r.first == 0 {
+		r.first = at
 	}
 	r.last = max(r.last, at)
 	return false

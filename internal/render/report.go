@@ -40,7 +40,6 @@ type Report struct {
 }
 
 type reportRun struct {
-	files    string
 	start    *Start
 	began    Stamp
 	summary  *Summary
@@ -68,10 +67,9 @@ func NewReport(w io.Writer, o ReportOptions) *Report {
 	return r
 }
 
-// Run announces a run: the files that it is read from, when what is there of
-// it begins, and the network namespace of the one who recorded it.
-func (r *Report) Run(files string, began Stamp, netns uint32) {
-	r.now = &reportRun{files: files, began: began, names: make(map[uint32]string), netns: netns}
+// Run announces a run and the network namespace of the one who recorded it.
+func (r *Report) Run(netns uint32) {
+	r.now = &reportRun{names: make(map[uint32]string), netns: netns}
 	r.runs = append(r.runs, r.now)
 	r.open = make(map[verdictKey]*reportCause)
 	if r.rest != nil {
@@ -80,8 +78,11 @@ func (r *Report) Run(files string, began Stamp, netns uint32) {
 	}
 }
 
-// Problems tells what is missing of the run at hand.
-func (r *Report) Problems(list []string) { r.now.problems = list }
+// Whole tells when what is there of the run at hand begins, and what is missing
+// of it.
+func (r *Report) Whole(began Stamp, problems []string) {
+	r.now.began, r.now.problems = began, problems
+}
 
 // Start keeps who recorded.
 func (r *Report) Start(s *Start) error { r.now.start = s; return nil }

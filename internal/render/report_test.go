@@ -32,12 +32,14 @@ func report(t *testing.T, o ReportOptions, hosts int) []byte {
 	o.Several = hosts > 1
 	r := NewReport(&b, o)
 	for i := range hosts {
-		r.Run("trace.tcpt", at(-time.Second), 1)
+		r.Run(1)
 		script(t, r)
 		r.now.start.Host = fmt.Sprintf("web%d", i+1)
+		var problems []string
 		if i == 0 {
-			r.Problems([]string{"trace.tcpt was cut off: " + hostile})
+			problems = []string{"trace.tcpt was cut off: " + hostile}
 		}
+		r.Whole(at(-time.Second), problems)
 	}
 	require.NoError(t, r.Close())
 	return b.Bytes()
@@ -81,7 +83,7 @@ func TestReportRanks(t *testing.T) {
 	}
 	var b bytes.Buffer
 	r := NewReport(&b, ReportOptions{Causes: true})
-	r.Run("f", 1, 0)
+	r.Run(0)
 	require.NoError(t, r.Start(&Start{Host: "h"}))
 	for _, v := range list {
 		require.NoError(t, r.Verdict(v))
@@ -99,7 +101,7 @@ func TestReportRanks(t *testing.T) {
 func TestReportIsBounded(t *testing.T) {
 	var b bytes.Buffer
 	r := NewReport(&b, ReportOptions{Causes: true})
-	r.Run("f", 1, 0)
+	r.Run(0)
 	require.NoError(t, r.Start(&Start{Host: "h"}))
 	for range maxCauses + 5 {
 		require.NoError(t, r.Verdict(&Verdict{Verdict: &diagnose.Verdict{Severity: diagnose.Error}, Phase: diagnose.PhaseFinal}))

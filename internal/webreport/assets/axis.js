@@ -119,7 +119,7 @@ class Chart {
       scales: { x: { time: true, min: scale.min, max: scale.max }, y: { range: (u, lo, hi) => [0, Math.max((hi || 0) * 1.08, 1)] } },
       axes: [
         { ...ticks, values: (u, splits) => labels(splits), space: 90 },
-        { ...ticks, size: 56, values: (u, splits) => splits.map((v) => (Number.isInteger(v) ? short(v) : '')) },
+        { ...ticks, size: 56, space: 22, values: (u, splits) => splits.map((v) => (Number.isInteger(v) ? short(v) : '')) },
       ],
       series: [{ label: 'time', value: (u, v) => (v === null ? '' : clock(v * 1e6, 3)) }, ...made.series],
       hooks: {

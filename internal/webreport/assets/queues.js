@@ -39,7 +39,7 @@ function drawQueues(d, axis) {
     };
   }));
   if (d.listeners.some((l) => l.drops)) {
-    drawn.push(new Chart($('queue-chart'), axis, 'What the chosen listener refused over time', 100, (range, width) => {
+    drawn.push(new Chart($('queue-chart'), axis, 'What the chosen listener refused over time', 115, (range, width) => {
       const b = of(range, width);
       return { title: `SYNs and final ACKs refused ${per(b.width)}`, x: b.x, data: [b.dropped], series: [{ label: 'refused', ...block('--error') }] };
     }));

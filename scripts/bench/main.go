@@ -20,7 +20,7 @@ func main() {
 	conns := pflag.Int("connections", 20000, "short connections in each measured stretch")
 	rounds := pflag.Int("rounds", 3, "stretches of each kind, taken in turn; the median counts")
 	attach := pflag.String("attach", "auto", "auto, fentry, kprobe or tracepoint")
-	only := pflag.StringSlice("only", nil, "parts to run: kernel, start, rate, live, pipeline (default all)")
+	only := pflag.StringSlice("only", nil, "parts to run: kernel, start, rate, live, pipeline, record, replay (default all)")
 	pflag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -35,6 +35,8 @@ func main() {
 		{"rate", b.rate},
 		{"live", b.live},
 		{"pipeline", b.pipeline},
+		{"record", b.record},
+		{"replay", b.replay},
 	}
 	failed := false
 	defer func() {

@@ -382,7 +382,6 @@ func TestHundredThousandConnections(t *testing.T) {
 	assert.Equal(t, "100001", js[string](b, `document.querySelector('.tr.active').ariaRowIndex`))
 	assert.Less(t, js[int](b, `document.querySelectorAll('.tr').length`), 100, "rows in the document")
 	b.picture("many")
-	b.whole("many-whole")
 	b.quiet()
 }
 

@@ -115,6 +115,10 @@ function drawRungs(rows, drawing, body) {
     const from = s.out ? l.side : 1 - l.side, to = 1 - from;
     let x1 = x[from], x2 = x[to], y1 = mid, y2 = mid;
     if (l.to) y2 = y(l.to);
+    if (y2 < y1) { // the kernel told of the arrival first: no arrow goes back in time
+      drawing.append(svg('circle', { class: 'dot ' + s.kind, cx: x1, cy: y1, r: 2.5 }));
+      y1 = y2;
+    }
     if (s.lost) { if (s.out) x2 = x1 + (x2 - x1) * 0.35; else x1 = x2 - (x2 - x1) * 0.65; }
     drawing.append(arrow(x1, y1, x2, y2, s));
     const tx = (x1 + x2) / 2, ty = (y1 + y2) / 2;

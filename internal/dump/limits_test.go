@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"hash/maphash"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -28,22 +29,38 @@ type sum struct {
 	n     int
 }
 
+var seed = maphash.MakeSeed()
+
+// line is all that is told of an event, to be compared.
+type line struct {
+	event.Event
+	inventory event.Inventory
+	pid       uint32
+	comm      string
+}
+
+func (s *sum) add(h uint64) {
+	s.n++
+	s.total = s.total*31 + h
+}
+
 func (s *sum) fold() {
 	for _, l := range s.lines {
-		s.n++
-		h := uint64(14695981039346656037)
-		for i := range len(l) {
-			h = (h ^ uint64(l[i])) * 1099511628211
-		}
-		s.total = s.total*31 + h
+		s.add(maphash.String(seed, l))
 	}
 	s.lines = s.lines[:0]
 }
 
-func (s *sum) Event(e *event.Event) { s.tape.Event(e); s.fold() }
+func (s *sum) Event(e *event.Event) { s.Snapshot(e, 0, "") }
+
 func (s *sum) Snapshot(e *event.Event, pid uint32, comm string) {
-	s.tape.Snapshot(e, pid, comm)
 	s.fold()
+	l := line{Event: *e, pid: pid, comm: comm}
+	if e.Inventory != nil {
+		l.inventory, l.Event.Inventory = *e.Inventory, nil
+		s.n++
+	}
+	s.add(maphash.Comparable(seed, l))
 }
 
 // through plays a run through an encoder, the bytes and a reader, and checks

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -252,7 +250,10 @@ func (u *ui) reportHTML(ctx context.Context, r *reporting, list []pipeline.Recor
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(page.Write(io.Writer(file)), file.Commit()); err != nil {
+	if err := page.Write(file); err != nil {
+		return err
+	}
+	if err := file.Commit(); err != nil {
 		return err
 	}
 	for _, p := range problems {

@@ -17,6 +17,7 @@ import (
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/internal/filter"
 	"github.com/tcptrace/tcptrace/internal/kerneltest/watchtest"
+	"github.com/tcptrace/tcptrace/internal/lab"
 	"github.com/tcptrace/tcptrace/internal/render"
 )
 
@@ -43,6 +44,7 @@ type traffic struct {
 
 // TestMain lets all parts of the mix run at the same time.
 func TestMain(m *testing.M) {
+	lab.Main()
 	flag.Parse()
 	if err := flag.Set("test.parallel", "32"); err != nil {
 		panic(err)

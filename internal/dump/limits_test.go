@@ -375,7 +375,6 @@ func TestPreambleOfManyProcesses(t *testing.T) {
 // within runs what a hostile dump may cost, in bytes kept and given out.
 func within(t testing.TB, most uint64, f func()) {
 	t.Helper()
-	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	f()

@@ -106,7 +106,7 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 		s.Duration = time.Duration(now - h.StartedBoot)
 	}
 	if r.Err() != nil {
-		return out, errors.Join(r.Err(), err)
+		return out, r.Err()
 	}
 	var ferr error
 	out.Summary, ferr = r.Finish(now, s)
@@ -205,9 +205,7 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 			if err != nil || r.stopped || r.Done() || r.Err() != nil {
 				break
 			}
-			if err := r.o.Out.Flush(); err != nil {
-				return nil, err
-			}
+			r.fail(r.o.Out.Flush())
 		}
 		told = p.Reader.Told()
 		r.damages(p, out)

@@ -109,7 +109,9 @@ func fuzzed(t testing.TB, kind uint8, data []byte, sound []*dump.Frame) []byte {
 	t.Helper()
 	h := dump.Header{Host: "h", Run: "r", Started: 1e18, StartedBoot: 1e12, Capabilities: fuzzCapabilities(uint64(kind) / fuzzKinds)}
 	records := func(raw []byte, before uint64) *dump.Frame {
-		return &dump.Frame{Kind: dump.FrameRecords, First: int64(binary.LittleEndian.Uint64(append(raw[:min(8, len(raw)):8], make([]byte, 8)...))), Before: before, Events: uint32(len(raw)), Raw: raw}
+		var first [8]byte
+		copy(first[:], raw)
+		return &dump.Frame{Kind: dump.FrameRecords, First: int64(binary.LittleEndian.Uint64(first[:])), Before: before, Events: uint32(len(raw)), Raw: raw}
 	}
 	switch kind % fuzzKinds {
 	case fuzzFile:

@@ -47,9 +47,9 @@ func headed(t *testing.T, header any, frames ...*Frame) []byte {
 	return dump
 }
 
-// What a later version of the format adds in the ways that docs/dump-format.md
-// reserves for it is passed over.
-func TestLaterWritersAreRead(t *testing.T) {
+// laterDump is one as a later version might write it.
+func laterDump(t *testing.T) []byte {
+	t.Helper()
 	var list []*Frame
 	e := NewEncoder(func(f *Frame) { list = append(list, f) })
 	l := later{e}
@@ -84,10 +84,15 @@ func TestLaterWritersAreRead(t *testing.T) {
 	later := &Frame{Kind: 9, Raw: []byte("nobody knows")}
 	counting := &Frame{Kind: 200, Before: 2, Events: 3, Raw: []byte("nobody knows that either")}
 	end := &Frame{Kind: FrameEnd, Before: 5, Raw: []byte(`{"reason":"a later one","at":8,"summary":{"later":1},"later":{}}`)}
-	dump := headed(t, map[string]any{
+	return headed(t, map[string]any{
 		"format": 1, "tool": "9.9", "layout": plus(), "part": 0, "later": map[string]int{"x": 1}, "capabilities": map[string]any{"has_later": true, "kernel": "k"},
 	}, later, list[0], counting, end)
-	r := replay(t, dump)
+}
+
+// What a later version of the format adds in the ways that docs/dump-format.md
+// reserves for it is passed over.
+func TestLaterWritersAreRead(t *testing.T) {
+	r := replay(t, laterDump(t))
 	require.NoError(t, r.opened)
 	require.Empty(t, r.damaged)
 	require.Equal(t, "9.9", r.Header().Tool)

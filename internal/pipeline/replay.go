@@ -102,16 +102,22 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 		// As far as the recording got.
 		s.Audit, s.AuditNotes = auditLines(r.audit), r.audit.Notes
 	}
-	if s.Duration == 0 && now > h.StartedBoot {
-		s.Duration = time.Duration(now - h.StartedBoot)
+	if h.Window != nil || h.Part > 0 {
+		if len(s.Audit) > 0 {
+			s.AuditNotes = append(slices.Clip(s.AuditNotes), "the counters are of the whole run, of which this is the later part")
+		}
+		s.Duration = 0
+	}
+	if from := r.from(h); s.Duration == 0 && now > from {
+		s.Duration = time.Duration(now - from)
 	}
 	if r.Err() != nil {
 		return out, r.Err()
 	}
 	var ferr error
 	out.Summary, ferr = r.Finish(now, s)
-	if h.Part > 0 && r.first != 0 {
-		out.Began = r.clock.Stamp(r.first)
+	if h.Part > 0 {
+		out.Began = r.clock.Stamp(r.from(h))
 	}
 	out.Ended = out.Summary.Time
 	return out, errors.Join(ferr, err)
@@ -126,6 +132,14 @@ type replay struct {
 	last    int64
 	stopped bool
 	audit   dump.Audit
+}
+
+// from is when what is there of a recording begins.
+func (r *replay) from(h *dump.Header) int64 {
+	if h.Part > 0 && r.first != 0 {
+		return r.first
+	}
+	return h.StartedBoot
 }
 
 func (r *replay) past(at int64) bool {

@@ -214,6 +214,9 @@ func TestFlipAnywhere(t *testing.T) {
 			from, to, hurt = 0, len(signature), 0
 		}
 		for bit := range 8 {
+			if raced && bit != i%8 {
+				continue // there is nothing to race in the other seven
+			}
 			dump[i] ^= 1 << bit
 			r := replay(t, dump)
 			dump[i] ^= 1 << bit

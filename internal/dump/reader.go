@@ -366,7 +366,7 @@ func (r *Reader) frame() (frameHeader, []byte, error) {
 			raw, err = r.z.open(&h, whole[frameHeaderSize:])
 		}
 		late := r.opened && h.seq < r.seq || r.end != nil
-		if !late {
+		if r.opened && !late {
 			r.note(&h)
 		}
 		d := Damage{Offset: r.offset, Bytes: int64(size), Events: uint64(h.Events)}

@@ -361,7 +361,7 @@ class Dump:
             begin, size = self.at + HEADER.size, HEADER.size + frame.stored
             stored = self.b[begin:begin + frame.stored]
             astray = self.header is not None and frame.seq < self.seq or self.end is not None
-            if not astray:
+            if self.header is not None and not astray:
                 self.note(frame)
             if len(stored) < frame.stored or crc32c(stored) != frame.sum:
                 self.seek(frame.events)

@@ -117,11 +117,6 @@ func (e *Encoder) Flush() {
 // frame yet.
 func (e *Encoder) Before() uint64 { return e.before }
 
-// Skip tells of events of the recording that the encoder never gets, before
-// those of the next frame, so that a reader knows of them. Those of a frame
-// that it gave out count already, whatever became of it.
-func (e *Encoder) Skip(events uint64) { e.before += events }
-
 // Preamble returns what was told of namespaces and processes, for the beginning
 // of another part. It is to come before the frames of later calls. What was
 // told of a process that has done nothing since very many others were told of

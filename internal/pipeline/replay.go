@@ -205,7 +205,7 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 		case i == 0 && h.Part > 0:
 			out.problem("%s is part %d of a recording: what was before it is not here", p.Name, h.Part+1)
 		}
-		follows := i > 0 && h.Part == number+1
+		follows := i > 0 && h.Part == number+1 && rec.Parts[i-1].Reader.Whole()
 		number = h.Part
 		for {
 			if err := ctx.Err(); err != nil {

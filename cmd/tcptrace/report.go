@@ -173,7 +173,7 @@ func (u *ui) report(ctx context.Context, r reporting) error {
 		rep.Run(h.Netns)
 		cfg.Out, cfg.Show = out, show
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
-		rep.Whole(got.Began, got.Problems)
+		rep.Whole(got.Began, got.Problems, got.Notes)
 		return nil
 	})
 	done()
@@ -243,7 +243,7 @@ func (u *ui) reportHTML(ctx context.Context, r *reporting, list []pipeline.Recor
 		cfg.Out, cfg.Show, cfg.Raw = out, show, page.Raw
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
 		problems = append(problems, got.Problems...)
-		page.Problems(got.Problems)
+		page.Problems(append(got.Notes, got.Problems...))
 		return nil
 	})
 	done()

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -25,6 +26,10 @@ type Options struct {
 	Interval     time.Duration // a growing verdict is handed out at most once in this time, 1 s
 	MaxVerdicts  int           // kept at a time, 1,024
 
+	// Asked reports whether the user asked for connections with these addresses.
+	// Of others nothing is told to the rules; it is for what they look up
+	// themselves. nil: all.
+	Asked func(netns uint32, local, remote netip.AddrPort) bool
 	// Mine reports whether the user asked for what this process does. Verdicts
 	// about processes of one name do not mix those with others. Nil: for all.
 	Mine func(timeline.Owner) bool
@@ -260,6 +265,21 @@ func (x *Engine) Tick(now int64, t *timeline.Tracker) {
 			x.tell(l, PhaseGrowing)
 		}
 	}
+}
+
+// conns are the connections that live and that the user asked for.
+func (x *Engine) conns(t *timeline.Tracker) iter.Seq[*timeline.Conn] {
+	return func(yield func(*timeline.Conn) bool) {
+		for c := range t.Conns() {
+			if x.asked(c.Netns(), c.Local(), c.Remote()) && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+func (x *Engine) asked(netns uint32, local, remote netip.AddrPort) bool {
+	return x.o.Asked == nil || x.o.Asked(netns, local, remote)
 }
 
 // SnapshotWanted returns the network namespaces whose sockets should be looked

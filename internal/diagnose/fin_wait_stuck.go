@@ -284,7 +284,7 @@ func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
 	var order []*finWait
 	orphans := r.orphans(x, now, t, &order)
 	marks := make(map[*timeline.Conn]finMark)
-	for c := range t.Conns() {
+	for c := range x.conns(t) {
 		if c.Phase() != timeline.PhaseSocket {
 			continue
 		}
@@ -428,6 +428,9 @@ func (r *finWaitStuck) orphans(x *Engine, now int64, t *timeline.Tracker, order 
 		var due []timeline.Orphan
 		at := make(map[netip.AddrPort]int) // a server's end shares its address with others
 		for o := range t.Orphans(ns) {
+			if !x.asked(ns, o.Local, o.Remote) {
+				continue
+			}
 			at[o.Local]++
 			if age := time.Duration(o.SeenAt - o.Since); age >= limit {
 				due = append(due, o)

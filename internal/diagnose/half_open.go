@@ -524,7 +524,7 @@ func (r *halfOpen) silent(x *Engine, now int64, t *timeline.Tracker) {
 		l.count, l.oldest, l.fresh, l.examples = 0, math.MaxInt64, 0, nil
 	}
 	var order []*idlers
-	for c := range t.Conns() {
+	for c := range x.conns(t) {
 		if !r.unnoticed(x, c) {
 			continue
 		}

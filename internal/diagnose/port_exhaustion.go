@@ -125,7 +125,7 @@ func (r *portExhaustion) report(x *Engine, f *exhaustion, at int64, n uint64, co
 	}
 	f.last = max(f.last, at)
 	if x.tracker != nil {
-		f.count(x.tracker)
+		f.count(x, x.tracker)
 	}
 	f.ask(x, x.now)
 	f.held += n
@@ -163,7 +163,7 @@ func (r *portExhaustion) Tick(x *Engine, now int64, t *timeline.Tracker) {
 	for g := r.found.oldest; g != nil; g = g.newer {
 		f := g.v
 		if f.use.At < f.last && now-f.last <= stale {
-			f.count(t)
+			f.count(x, t)
 			if f.use.At < f.last {
 				f.ask(x, now)
 			} else if f.held == 0 {
@@ -190,7 +190,7 @@ func (f *exhaustion) ask(x *Engine, now int64) {
 
 // count takes over how the newest snapshot shows the ports, unless that was
 // long before the newest failure.
-func (f *exhaustion) count(t *timeline.Tracker) {
+func (f *exhaustion) count(x *Engine, t *timeline.Tracker) {
 	var use timeline.PortUse
 	if f.to.IsValid() {
 		u, ok := t.PortUse(f.key.Netns, f.to)
@@ -198,7 +198,7 @@ func (f *exhaustion) count(t *timeline.Tracker) {
 			return
 		}
 		use = u
-	} else {
+	} else if x.o.Asked == nil { // else some are not there to be counted
 		for _, u := range t.PortUses(f.key.Netns) {
 			use.At = u.At
 			for s, n := range u.ByState {

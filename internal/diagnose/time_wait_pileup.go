@@ -339,6 +339,9 @@ func (r *timeWaitPileup) judge(x *Engine, t *timeline.Tracker, netns uint32, at 
 		if float64(use.Total()) <= least {
 			break // the rest is smaller
 		}
+		if !x.asked(netns, netip.AddrPort{}, remote) {
+			continue
+		}
 		n := use.ByState[event.StateTimeWait]
 		c := r.flows.get(flowKey{netns, remote})
 		sources := 1

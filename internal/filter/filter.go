@@ -81,6 +81,20 @@ func (f *Filter) MatchTuple(netns uint32, local, remote netip.AddrPort) bool {
 	return true
 }
 
+// Vague reports whether a connection only may be meant because its local port
+// is not known yet: connect() has not chosen one.
+func (f *Filter) Vague(local, remote netip.AddrPort) bool {
+	if local.Port() != 0 {
+		return false
+	}
+	return len(f.LocalPorts) > 0 || len(f.Ports) > 0 && !(remote.IsValid() && slices.Contains(f.Ports, remote.Port()))
+}
+
+// Tuples reports whether addresses or ports are looked at.
+func (f *Filter) Tuples() bool {
+	return len(f.Ports)+len(f.LocalPorts)+len(f.RemotePorts)+len(f.Addrs) > 0
+}
+
 func port(list []uint16, end netip.AddrPort) bool {
 	return end.Port() == 0 || slices.Contains(list, end.Port())
 }

@@ -127,6 +127,8 @@ type live struct {
 	blind   bool            // sockets cannot be listed here
 	limit   map[uint32]bool // nil: all namespaces are meant; false: no more
 	skip    bool            // events of the newest namespace are not meant
+	tuples  bool            // the filter looks at addresses or ports
+	vague   vague           // what may turn out not to be meant
 }
 
 type space struct {
@@ -157,7 +159,7 @@ func Run(ctx context.Context, cfg Config) (*render.Summary, error) {
 	l := &live{
 		Config: cfg, caps: cfg.Tracer.Capabilities(),
 		spaces: make(map[uint32]*space), paths: make(map[uint64]string),
-		procs: make(map[uint32]seen), lost: make(map[string]uint64),
+		procs: make(map[uint32]seen), lost: make(map[string]uint64), tuples: cfg.Filter.Tuples(),
 	}
 	if len(cfg.Filter.Netns) > 0 {
 		l.limit = make(map[uint32]bool)
@@ -372,6 +374,9 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 		}
 		l.in.BeginSnapshot(ns.Inode, host.Now())
 		err = l.Tracer.Snapshot(int(file.Fd()), func(e *event.Event) {
+			if l.tuples && !l.Filter.MatchTuple(e.Netns, e.Local, e.Remote) {
+				return
+			}
 			var owner host.Owner
 			if owners != nil && e.Inventory != nil && e.Inventory.Inode != 0 {
 				owner, _ = owners.Owner(e.Inventory.Inode)
@@ -496,7 +501,7 @@ func (l *live) flush() error {
 	return l.m.Err()
 }
 
-// handle hands events over, each after what it takes to judge it.
+// handle hands events over, but for those that are not meant.
 func (l *live) handle(batch []event.Event) {
 	last := &l.last
 	for i := range batch {
@@ -511,21 +516,39 @@ func (l *live) handle(batch []event.Event) {
 		if l.skip {
 			continue
 		}
-		if e.Flags&event.FlagProcess != 0 && (e.PID != last.PID || e.Comm != last.Comm || e.Cgroup != last.Cgroup) {
-			last.PID, last.Comm, last.Cgroup = e.PID, e.Comm, e.Cgroup
-			if l.Scope != nil {
-				l.m.Member(e.PID, e.Comm.String(), l.Scope.Event(e))
+		if l.tuples {
+			if !l.Filter.MatchTuple(e.Netns, e.Local, e.Remote) {
+				continue
 			}
-			if now := (seen{e.Comm, e.Cgroup}); l.procs[e.PID] != now {
-				if len(l.procs) >= maxPIDs {
-					clear(l.procs)
-				}
-				l.procs[e.PID] = now
-				l.in.Process(event.Process{PID: e.PID, Comm: e.Comm.String(), Cgroup: l.cgroupOf(e)})
+			if l.Filter.Vague(e.Local, e.Remote) && e.Sock != 0 {
+				l.vague.hold(e)
+				continue
+			}
+			if was := l.vague.release(e.Sock); was != nil {
+				l.take(was)
 			}
 		}
-		l.in.Event(e)
+		l.take(e)
 	}
+}
+
+// take hands an event over, after what it takes to judge it.
+func (l *live) take(e *event.Event) {
+	last := &l.last
+	if e.Flags&event.FlagProcess != 0 && (e.PID != last.PID || e.Comm != last.Comm || e.Cgroup != last.Cgroup) {
+		last.PID, last.Comm, last.Cgroup = e.PID, e.Comm, e.Cgroup
+		if l.Scope != nil {
+			l.m.Member(e.PID, e.Comm.String(), l.Scope.Event(e))
+		}
+		if now := (seen{e.Comm, e.Cgroup}); l.procs[e.PID] != now {
+			if len(l.procs) >= maxPIDs {
+				clear(l.procs)
+			}
+			l.procs[e.PID] = now
+			l.in.Process(event.Process{PID: e.PID, Comm: e.Comm.String(), Cgroup: l.cgroupOf(e)})
+		}
+	}
+	l.in.Event(e)
 }
 
 // cgroupOf names the cgroup of a process that may have ended already.

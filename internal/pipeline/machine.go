@@ -113,6 +113,9 @@ func NewMachine(o Options) *Machine {
 	if o.Scoped || len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
 		o.Diagnose.Mine = func(o timeline.Owner) bool { return m.meant(o) && f.MatchProcess(o.PID, o.Comm, o.Cgroup) }
 	}
+	if m.narrow {
+		o.Diagnose.Asked = (*gate)(m).tuple
+	}
 	m.engine = diagnose.New(o.Diagnose, diagnose.SinkFunc(m.verdict))
 	o.Timeline.Observer = (*gate)(m)
 	m.tracker = timeline.New(o.Timeline)

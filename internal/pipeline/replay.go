@@ -3,6 +3,7 @@ package pipeline
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -31,27 +32,33 @@ type Recording struct {
 func (r *Recording) Header() *dump.Header { return r.Parts[0].Reader.Header() }
 
 // Recordings puts parts together. They come in the order of their names' first
-// mention, the parts of each in their own.
+// mention, the parts of each in their own. The windows of one flight recorder
+// are parts, too, which can overlap.
 func Recordings(parts []Part) ([]Recording, error) {
 	var list []Recording
 	byRun := make(map[string]int)
 	for _, p := range parts {
 		h := p.Reader.Header()
-		i, ok := byRun[h.Run]
-		if !ok || h.Run == "" {
+		run := h.Run
+		if h.Window != nil && h.Key != [16]byte{} {
+			run = "window " + hex.EncodeToString(h.Key[:]) // of the same run of tcptrace
+		}
+		i, ok := byRun[run]
+		if !ok || run == "" {
 			i = len(list)
 			list = append(list, Recording{})
-			byRun[h.Run] = i
+			byRun[run] = i
 		}
 		list[i].Parts = append(list[i].Parts, p)
 	}
 	for _, r := range list {
 		slices.SortStableFunc(r.Parts, func(a, b Part) int {
-			return cmp.Compare(a.Reader.Header().Part, b.Reader.Header().Part)
+			x, y := a.Reader.Header(), b.Reader.Header()
+			return cmp.Or(cmp.Compare(x.Part, y.Part), cmp.Compare(x.StartedBoot, y.StartedBoot))
 		})
 		for i := 1; i < len(r.Parts); i++ {
 			a, b := r.Parts[i-1], r.Parts[i]
-			if a.Reader.Header().Part == b.Reader.Header().Part {
+			if h := b.Reader.Header(); h.Run == a.Reader.Header().Run && h.Part == a.Reader.Header().Part {
 				return nil, fmt.Errorf("%s and %s are the same part of one recording: %w", a.Name, b.Name, ErrSamePart)
 			}
 		}
@@ -76,6 +83,7 @@ type Replayed struct {
 	Began    render.Stamp // of what there is
 	Ended    render.Stamp
 	Problems []string // what is missing of the recording, for people
+	Notes    []string // what else is to be said of it
 }
 
 // Replay goes through a recording again: what is shown is what a run with the
@@ -101,6 +109,12 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 	default:
 		// As far as the recording got.
 		s.Audit, s.AuditNotes = auditLines(r.audit), r.audit.Notes
+	}
+	if cfg.Since != 0 && out.Began != 0 && cfg.Since > r.clock.Stamp(now) {
+		out.problem("the time from which on was asked is after the end of the recording, %s", r.clock.Stamp(now).Time().Format("2006-01-02 15:04:05 UTC"))
+	}
+	if cfg.Until != 0 && cfg.Until < out.Began {
+		out.problem("the time until which was asked is before the beginning of the recording, %s", out.Began.Time().Format("2006-01-02 15:04:05 UTC"))
 	}
 	if h.Window != nil || h.Part > 0 {
 		if len(s.Audit) > 0 {
@@ -200,12 +214,16 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 	for i, p := range rec.Parts {
 		h := p.Reader.Header()
 		switch {
+		case h.Window != nil:
+			r.window(p, i > 0, out)
+		case i > 0 && h.Part == number+2:
+			out.problem("part %d of the recording is not here: between %s and %s something is missing", number+2, rec.Parts[i-1].Name, p.Name)
 		case i > 0 && h.Part != number+1:
 			out.problem("parts %d to %d of the recording are not here: between %s and %s something is missing", number+2, h.Part, rec.Parts[i-1].Name, p.Name)
 		case i == 0 && h.Part > 0:
 			out.problem("%s is part %d of a recording: what was before it is not here", p.Name, h.Part+1)
 		}
-		follows := i > 0 && h.Part == number+1 && rec.Parts[i-1].Reader.Whole()
+		follows := i > 0 && h.Window == nil && h.Part == number+1 && rec.Parts[i-1].Reader.Whole()
 		number = h.Part
 		for {
 			if err := ctx.Err(); err != nil {
@@ -233,7 +251,9 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 		end = p.Reader.End()
 		switch {
 		case end == nil:
-			out.problem("%s was cut off: it has no end, so the recording went on, or its last second is missing", p.Name)
+			out.problem("%s has no end: the recording still goes on, or it was cut off and the last second or more is missing", p.Name)
+		case end.Reason == dump.EndWindow && end.Text != "":
+			out.Notes = append(out.Notes, fmt.Sprintf("%s: %s", p.Name, end.Text))
 		case end.Reason == dump.EndRotated && i == len(rec.Parts)-1:
 			out.problem("the recording goes on after %s, in a part that is not here", p.Name)
 		case end.Reason == dump.EndSpace || end.Reason == dump.EndError:
@@ -241,6 +261,26 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 		}
 	}
 	return end, nil
+}
+
+// window says why a flight recorder wrote a part.
+func (r *replay) window(p Part, again bool, out *Replayed) {
+	h := p.Reader.Header()
+	w := h.Window
+	n := fmt.Sprintf("%s is what a flight recorder had kept", p.Name)
+	switch w.Trigger {
+	case "signal":
+		n += " when SIGUSR1 came"
+	case "exit":
+		n += " when it ended"
+	default:
+		n += " when this verdict came: " + w.Trigger
+	}
+	n += ", " + render.Stamp(w.At).Time().Format("2006-01-02 15:04:05 UTC")
+	if w.Dropped > 0 && !again {
+		n += fmt.Sprintf("; the %d events before it were not kept any more", w.Dropped)
+	}
+	out.Notes = append(out.Notes, n)
 }
 
 func (r *replay) damages(p Part, out *Replayed) {

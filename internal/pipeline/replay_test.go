@@ -172,7 +172,7 @@ func TestReplayOfWhatIsThere(t *testing.T) {
 
 	_, got := replayed(t, o, 0, mem.part(t, 0), mem.part(t, 2))
 	require.Len(t, got.Problems, 1)
-	require.Contains(t, got.Problems[0], "parts 2 to 2")
+	require.Contains(t, got.Problems[0], "part 2 of the recording is not here")
 	perPart := uint64(0)
 	for _, f := range mem.Frames(1) {
 		perPart += uint64(f.Events)
@@ -186,7 +186,7 @@ func TestReplayOfWhatIsThere(t *testing.T) {
 	whole := mem.bytes(t, 2)
 	_, got = replayed(t, o, 0, mem.part(t, 0), mem.part(t, 1), mem.reader(t, 2, whole[:len(whole)-200]))
 	require.NotEmpty(t, got.Problems)
-	require.Contains(t, got.Problems[len(got.Problems)-1], "cut off")
+	require.Contains(t, got.Problems[len(got.Problems)-1], "has no end")
 
 	_, err := Recordings([]Part{mem.part(t, 0), mem.part(t, 0)})
 	require.ErrorIs(t, err, ErrSamePart)
@@ -256,4 +256,35 @@ func TestReplayEnds(t *testing.T) {
 	o.Out = render.NewJSON(&blocked{err: io.ErrClosedPipe})
 	_, err = Replay(context.Background(), ReplayConfig{Options: o}, list[0])
 	require.Error(t, err)
+}
+
+// TestReplayOfWindows: what overlaps counts once, and what was between two
+// windows is missing.
+func TestReplayOfWindows(t *testing.T) {
+	mem, o, _ := run(t, 9, func(_ *taped, m *memory, i int) { m.Rotate() })
+	require.Equal(t, 10, mem.Parts())
+	window := func(from, to int, trigger string) Part {
+		h := mem.Header(0)
+		h.Run, h.Key = trigger, [16]byte{7}
+		h.Window = &dump.Window{Trigger: trigger, At: 1e18, Dropped: mem.Frames(from)[0].Before}
+		h.StartedBoot = 1 + int64(from)*int64(time.Second)
+		h.Started = 1e18 + h.StartedBoot
+		var frames []*dump.Frame
+		for part := from; part < to; part++ {
+			frames = append(frames, mem.Frames(part)...)
+		}
+		b, err := dump.Assemble(h, frames, &dump.End{Reason: dump.EndWindow, Text: "also x"})
+		require.NoError(t, err)
+		return mem.reader(t, from, b)
+	}
+	_, got := replayed(t, o, 0, window(4, 6, "b"), window(2, 5, "signal"))
+	require.Empty(t, got.Problems)
+	require.EqualValues(t, 4*10, got.Summary.Events, "connections 2 to 5")
+	require.Zero(t, got.Summary.Lost)
+	require.Contains(t, got.Notes[0], "SIGUSR1")
+	require.Contains(t, got.Notes[0], "20 events before it were not kept")
+
+	_, got = replayed(t, o, 0, window(6, 8, "b"), window(2, 5, "signal"))
+	require.EqualValues(t, 5*10, got.Summary.Events)
+	require.EqualValues(t, 10, got.Summary.Lost)
 }

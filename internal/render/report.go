@@ -45,6 +45,7 @@ type reportRun struct {
 	summary  *Summary
 	lost     []*Lost
 	problems []string
+	notes    []string
 	names    map[uint32]string
 	netns    uint32
 }
@@ -78,10 +79,10 @@ func (r *Report) Run(netns uint32) {
 	}
 }
 
-// Whole tells when what is there of the run at hand begins, and what is missing
-// of it.
-func (r *Report) Whole(began Stamp, problems []string) {
-	r.now.began, r.now.problems = began, problems
+// Whole tells when what is there of the run at hand begins, what is missing of
+// it, and what else is to be said.
+func (r *Report) Whole(began Stamp, problems, notes []string) {
+	r.now.began, r.now.problems, r.now.notes = began, problems, notes
 }
 
 // Start keeps who recorded.
@@ -190,7 +191,7 @@ func (r *Report) Close() error {
 		}
 	}
 	for _, run := range r.runs {
-		if run.summary == nil {
+		if run.summary == nil || !r.o.Causes {
 			continue
 		}
 		if r.o.Several {
@@ -226,7 +227,7 @@ func (r *Report) about(run *reportRun) {
 	if sum.Lost > 0 {
 		var where []string
 		for _, l := range run.lost {
-			where = append(where, thousands(l.Count)+" "+Safe(l.Where))
+			where = append(where, thousands(l.Count)+" "+whereLost(l.Where))
 		}
 		lost, style = fmt.Sprintf("%s lost (%s): what they touched is marked incomplete", thousands(sum.Lost), strings.Join(where, ", ")), yellow
 	}
@@ -238,9 +239,23 @@ func (r *Report) about(run *reportRun) {
 	if sum.Evicted > 0 {
 		t.para("  ", plain, thousands(sum.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
 	}
+	for _, n := range run.notes {
+		t.para("  ", plain, Safe(n), plain)
+	}
 	for _, p := range run.problems {
 		t.para("  not whole: ", yellow, Safe(p), plain)
 	}
+}
+
+// whereLost names where events were lost.
+func whereLost(where string) string {
+	switch where {
+	case "dump":
+		return "not in the dump"
+	case "ring":
+		return "ring full"
+	}
+	return Safe(where)
 }
 
 // certainty ranks confidences, the surest first.
@@ -267,7 +282,12 @@ func ByHarm(a, b *Verdict) int {
 func (r *Report) writeCauses() {
 	t := r.t
 	if len(r.causes) == 0 {
-		t.print(t.style(bold, "No cause for trouble was found.") + "\n\n")
+		none := "No cause for trouble was found."
+		if slices.ContainsFunc(r.runs, func(run *reportRun) bool { return len(run.problems) > 0 || run.summary != nil && run.summary.Lost > 0 }) {
+			none = "No cause for trouble was found in what is there, which is not all: see above."
+		}
+		t.para("", plain, none, bold)
+		t.print("\n")
 		return
 	}
 	slices.SortStableFunc(r.causes, func(a, b *reportCause) int { return ByHarm(a.Verdict, b.Verdict) })

@@ -39,7 +39,7 @@ func report(t *testing.T, o ReportOptions, hosts int) []byte {
 		if i == 0 {
 			problems = []string{"trace.tcpt was cut off: " + hostile}
 		}
-		r.Whole(at(-time.Second), problems)
+		r.Whole(at(-time.Second), problems, []string{"a note " + hostile})
 	}
 	require.NoError(t, r.Close())
 	return b.Bytes()

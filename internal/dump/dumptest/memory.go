@@ -4,11 +4,12 @@ package dumptest
 
 import (
 	"bytes"
+	"cmp"
 
 	"github.com/tcptrace/tcptrace/internal/dump"
 )
 
-// Run is the name of a recording in memory.
+// Run is the name of a recording in memory, unless its header names one.
 const Run = "memory"
 
 // Memory is a recorder that keeps the parts of a recording in memory. It
@@ -44,7 +45,7 @@ func NewMemory() *Memory {
 // Begin begins the first part.
 func (m *Memory) Begin(h dump.Header) error {
 	m.header = h
-	m.header.Run = Run
+	m.header.Run = cmp.Or(h.Run, Run)
 	m.Clock(h.Started - h.StartedBoot)
 	m.parts = [][]*dump.Frame{{m.Preamble()}}
 	return nil

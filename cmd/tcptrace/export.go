@@ -87,7 +87,7 @@ func (x *exporting) stdout() bool { return x.out == "" || x.out == "-" }
 func (u *ui) export(ctx context.Context, x *exporting) error {
 	through, done := u.progress(x.files)
 	defer done()
-	list, closeAll, err := x.open(x.files, through)
+	list, closeAll, err := x.open(x.files, through, nil)
 	defer closeAll()
 	if err != nil {
 		return err

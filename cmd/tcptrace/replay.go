@@ -51,7 +51,9 @@ type input struct {
 }
 
 // open opens dumps and puts the parts of recordings together. close is not nil.
-func (r *replaying) open(files []string, through func(io.Reader) io.Reader) (list []pipeline.Recording, close func(), err error) {
+// Where skip is not nil, it is told of files that are no dumps, unless none is
+// one.
+func (r *replaying) open(files []string, through func(io.Reader) io.Reader, skip func(error)) (list []pipeline.Recording, close func(), err error) {
 	var inputs []input
 	close = func() {
 		for _, in := range inputs {
@@ -60,13 +62,21 @@ func (r *replaying) open(files []string, through func(io.Reader) io.Reader) (lis
 		}
 	}
 	var parts []pipeline.Part
+	var bad []error
 	for _, name := range files {
 		in, err := openDump(name, through)
 		if err != nil {
-			return nil, close, err
+			bad = append(bad, err)
+			continue
 		}
 		inputs = append(inputs, in)
 		parts = append(parts, in.Part)
+	}
+	if len(bad) > 0 && (skip == nil || len(parts) == 0) {
+		return nil, close, bad[0]
+	}
+	for _, err := range bad {
+		skip(err)
 	}
 	list, err = pipeline.Recordings(parts)
 	if errors.Is(err, pipeline.ErrSamePart) {

@@ -135,13 +135,25 @@ func (u *ui) report(ctx context.Context, r reporting) error {
 	}
 	through, done := u.progress(r.files)
 	defer done()
-	list, closeAll, err := r.open(r.files, through)
+	skipped := false
+	list, closeAll, err := r.open(r.files, through, func(err error) {
+		skipped = true
+		u.finish(err) // what it says; the status comes at the end
+	})
 	defer closeAll()
 	if err != nil {
 		return err
 	}
+	if err := u.reportOn(ctx, &r, list, show, done); err != nil || !skipped {
+		return err
+	}
+	return exitStatus(exitFailed)
+}
+
+// reportOn goes through what was opened.
+func (u *ui) reportOn(ctx context.Context, r *reporting, list []pipeline.Recording, show pipeline.Show, done func()) error {
 	if r.html != "" {
-		return u.reportHTML(ctx, &r, list, show, done)
+		return u.reportHTML(ctx, r, list, show, done)
 	}
 	if u.output == "json" {
 		out := r.only(render.NewJSON(u.out))
@@ -169,7 +181,7 @@ func (u *ui) report(ctx context.Context, r reporting) error {
 	}
 	rep := render.NewReport(u.out, o)
 	out := r.only(rep)
-	err = r.replayAll(ctx, list, func(h *dump.Header, cfg *pipeline.ReplayConfig) {
+	err := r.replayAll(ctx, list, func(h *dump.Header, cfg *pipeline.ReplayConfig) {
 		rep.Run(h.Netns)
 		cfg.Out, cfg.Show = out, show
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {

@@ -86,9 +86,10 @@ type verdictKey struct {
 }
 
 type growth struct {
-	count uint64
-	at    int64
-	early uint64 // the count before Options.Since, when nothing was shown yet
+	count   uint64
+	at      int64
+	example *timeline.Conn // the one that was shown with it
+	early   uint64         // the count before Options.Since, when nothing was shown yet
 }
 
 func keyOf(v *diagnose.Verdict) verdictKey { return verdictKey{v.Code, v.Key} }
@@ -427,6 +428,10 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 		out.Interval = time.Duration(m.now - was.at)
 	}
 	if p == diagnose.PhaseFinal {
+		if was.example != nil {
+			// By now more is known of it than when the verdict was new.
+			out.Example = render.NewConnection(was.example, m.now, m.clock)
+		}
 		m.counts[v.Code] += v.Count
 		delete(m.growing, key)
 		if m.finished {
@@ -436,7 +441,10 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 			return
 		}
 	} else {
-		m.growing[key] = growth{v.Count, m.now, was.early}
+		if was.example == nil && m.o.Show.Verdicts {
+			was.example = m.example(v.Examples)
+		}
+		m.growing[key] = growth{v.Count, m.now, was.example, was.early}
 	}
 	if !m.o.Show.Verdicts {
 		return
@@ -448,7 +456,7 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 		return
 	}
 	m.show(func() error {
-		if c := m.example(v.Examples); c != nil {
+		if c := m.growing[key].example; c != nil {
 			out.Example = render.NewConnection(c, m.now, m.clock)
 		}
 		return m.o.Out.Verdict(out)

@@ -166,7 +166,7 @@ func (u *ui) renderer(own uint32) render.Renderer {
 	if u.output == "json" {
 		return render.NewJSON(u.out)
 	}
-	return render.NewText(u.out, render.TextOptions{Width: u.width(), Color: u.color(), Location: time.Local, Netns: own})
+	return render.NewText(u.out, render.TextOptions{Width: u.width(), Color: u.color(), Location: time.Local, Netns: own, Fold: true})
 }
 
 // outputFlag adds -o to a command.

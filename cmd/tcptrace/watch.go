@@ -49,9 +49,12 @@ func newWatch(u *ui) *cobra.Command {
 		Long: `Watch the connections of this host, and show for those that went wrong the
 cause, the evidence, the timeline and what to do. SIGINT (Ctrl-C) and SIGTERM
 end it with a summary, in which the kernel's own counters are held against
-what was seen. Filters of different kinds must all hold; values of one kind,
-repeated or separated by commas, are alternatives.`,
+what was seen. Of many connections that are alike the text shows a few and counts
+the others; --show verdicts leaves connections out, -o json has each one. Filters
+of different kinds must all hold; values of one kind, repeated or separated by
+commas, are alternatives.`,
 		Example: `  sudo tcptrace watch                          everything that goes wrong
+  sudo tcptrace watch --show verdicts          the causes only
   sudo tcptrace watch --comm nginx --all       all connections of nginx
   sudo tcptrace watch --addr 10.0.0.0/8 --rport 5432,6379
   sudo tcptrace watch -o json --duration 1m > trace.jsonl

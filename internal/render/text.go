@@ -23,6 +23,7 @@ type TextOptions struct {
 	Color    bool           // use ANSI colours
 	Location *time.Location // of the times shown, UTC if nil
 	Netns    uint32         // the own namespace, which needs no mention
+	Fold     bool           // show few of many connections that are alike, and count the others
 }
 
 // Text writes for people.
@@ -42,6 +43,8 @@ type Text struct {
 	next  int // of drawn, to be overwritten
 	// told is what was said last of a verdict that may still grow.
 	told map[verdictKey]told
+	// folds counts connections that are alike.
+	folds folding
 }
 
 // NewText returns a renderer that writes text to w.
@@ -207,6 +210,7 @@ func (t *Text) Start(s *Start) error {
 
 // Event writes one line.
 func (t *Text) Event(e *Event) error {
+	t.counted(e.Time)
 	text := e.Text
 	if text == "" {
 		text = e.Event
@@ -258,7 +262,24 @@ func (t *Text) Connection(c *Connection) error {
 	if c.Well {
 		style = green
 	}
-	t.head(c.Time, "conn", style, Safe(c.Story))
+	switch t.fold(c) {
+	case inFull:
+		t.head(c.Time, "conn", style, Safe(c.Story))
+		t.connection(c)
+	case asLine:
+		t.head(c.Time, "conn", style, Safe(c.Story)+" ("+route(c)+")")
+	}
+	if p := c.Peer; p != nil && p.Closed != 0 {
+		if len(t.shown) == 256 {
+			t.shown = t.shown[1:]
+		}
+		t.shown = append(t.shown, p.ID)
+	}
+	return t.result()
+}
+
+// connection writes who has a connection, what was found, and its timeline.
+func (t *Text) connection(c *Connection) {
 	facts := []string{route(c)}
 	switch p := person(c.Process.PID, c.Process.Comm, c.Process.Container); {
 	case c.Role == "unknown" && p == "":
@@ -286,14 +307,7 @@ func (t *Text) Connection(c *Connection) error {
 		t.pack(2, facts, plain)
 		t.timeline(c)
 	}
-	if p := c.Peer; p != nil && p.Closed != 0 {
-		if len(t.shown) == 256 {
-			t.shown = t.shown[1:]
-		}
-		t.shown = append(t.shown, p.ID)
-	}
 	t.print("\n")
-	return t.result()
 }
 
 // draws reports whether the timeline of c is to be drawn: not where the same,
@@ -516,6 +530,7 @@ func said(v *Verdict) string {
 // Verdict writes a verdict in full when it is new, and a line when it holds for
 // more. More evidence for as many goes without a word until the summary.
 func (t *Text) Verdict(v *Verdict) error {
+	t.counted(v.Time)
 	style := severityStyle(v.Severity)
 	key := verdictKey{v.Code, v.Key}
 	if v.Phase != diagnose.PhaseNew {
@@ -614,6 +629,7 @@ func value(v any) string {
 
 // Lost writes a line about lost events.
 func (t *Text) Lost(l *Lost) error {
+	t.counted(l.Time)
 	t.head(l.Time, "lost", yellow, fmt.Sprintf("%s events (%s): what they touched is marked incomplete", thousands(l.Count), Safe(l.Where)))
 	return t.result()
 }
@@ -621,6 +637,9 @@ func (t *Text) Lost(l *Lost) error {
 // Summary writes the totals, the last word on each verdict, the counter audit
 // and the cost.
 func (t *Text) Summary(s *Summary) error {
+	for _, a := range t.folds.kinds {
+		t.count(a)
+	}
 	lost := "none lost"
 	if s.Lost > 0 {
 		lost = thousands(s.Lost) + " lost"

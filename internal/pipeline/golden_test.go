@@ -119,7 +119,7 @@ func recordGolden(t *testing.T, dir string) {
 	for _, c := range goldenCases {
 		rules, err := goldenRules(c.rules)
 		require.NoError(t, err)
-		mem := &neutral{Memory: dumptest.NewMemory(), rules: c.rules}
+		mem := &neutral{Memory: dumptest.NewMemory(), run: "golden " + c.id, rules: c.rules}
 		truth, err := recordCase(c.id, rules, mem)
 		require.NoError(t, err, c.id)
 		b, err := mem.Bytes(0)
@@ -188,11 +188,12 @@ func recordCase(id string, rules diagnose.Options, rec Recorder) (*lab.Truth, er
 // neutral leaves out of a recording what is the machine's.
 type neutral struct {
 	*dumptest.Memory
+	run   string
 	rules map[string]string
 }
 
 func (n *neutral) Begin(h dump.Header) error {
-	h.BootID, h.Command, h.Rules = "", []string{"tcptrace", "record", "-o", "golden" + dump.Extension}, n.rules
+	h.Run, h.BootID, h.Command, h.Rules = n.run, "", []string{"tcptrace", "record", "-o", "golden" + dump.Extension}, n.rules
 	var major, minor, patch int
 	if _, err := fmt.Sscanf(h.Kernel, "%d.%d.%d", &major, &minor, &patch); err != nil {
 		return fmt.Errorf("reading the kernel's release %s: %w", h.Kernel, err)

@@ -202,11 +202,31 @@ func (r *Report) Close() error {
 		if c := run.summary.Cost; c != (Cost{}) {
 			t.cost(c)
 		}
-		for _, u := range run.start.Unknowable {
-			t.para("  not known  ", dim, Safe(u), dim)
-		}
+	}
+	if r.o.Causes {
+		r.unknowable()
 	}
 	return t.Flush()
+}
+
+// unknowable says what could not be known, once of all hosts.
+func (r *Report) unknowable() {
+	var list []string
+	of := make(map[string]int)
+	for _, run := range r.runs {
+		for _, u := range run.start.Unknowable {
+			if of[u]++; of[u] == 1 {
+				list = append(list, u)
+			}
+		}
+	}
+	for _, u := range list {
+		text := Safe(u)
+		if n := of[u]; n < len(r.runs) {
+			text += fmt.Sprintf(" (%d of %d recordings)", n, len(r.runs))
+		}
+		r.t.para("  not known  ", dim, text, dim)
+	}
 }
 
 // about says what a run is, and what is missing of it.

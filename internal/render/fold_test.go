@@ -194,3 +194,43 @@ func TestFoldLeavesFew(t *testing.T) {
 		t.Errorf("one each 4 s is folded:\n%s", a)
 	}
 }
+
+// TestFoldQuiet: what was rare for as long as a loop went on is news once it
+// was quiet, and its place goes to others then without a count getting lost.
+func TestFoldQuiet(t *testing.T) {
+	for _, others := range []int{0, 2 * maxKinds} {
+		var b bytes.Buffer
+		r := NewText(&b, TextOptions{Fold: true, Width: 1000})
+		n := 0
+		show := func(port uint16, after time.Duration) {
+			c := loop(n, after)
+			c.Story, c.Timeline = "ended", nil
+			c.Remote = netip.AddrPortFrom(c.Remote.Addr(), port)
+			r.Connection(c)
+			n++
+		}
+		end := time.Duration(0)
+		for ; end < time.Hour; end += time.Second / 2 {
+			show(80, end)
+		}
+		r.Flush()
+		before := tallyOf(t, b.String()).full
+		for i := range others {
+			show(uint16(1000+i), end+15*time.Second)
+		}
+		show(80, end+20*time.Second)
+		if err := r.Summary(&Summary{}); err != nil {
+			t.Fatal(err)
+		}
+		got := tallyOf(t, b.String())
+		if got.sum() != n {
+			t.Errorf("%d others: %+v are %d of %d", others, got, got.sum(), n)
+		}
+		if i := strings.LastIndex(b.String(), " more connection"); others == 0 && i > strings.LastIndex(b.String(), " ended\n") {
+			t.Error("a count is told after what came later is shown in full")
+		}
+		if others == 0 && got.full != before+1 {
+			t.Errorf("after a pause: %d in full, %d before", got.full, before)
+		}
+	}
+}

@@ -171,8 +171,13 @@ func (u *ui) watchAndRecord(ctx context.Context, w watching, d dumping, show pip
 	defer rec.Close()
 	w.record = rec
 	_, err = u.watch(ctx, w, show, ready)
-	if err == nil && rec.Err() != nil {
-		return exitStatus(exitFailed) // it was told
+	if rec.Err() != nil {
+		// Why was told when it happened.
+		s := rec.Stats()
+		p.notify(recorder.Notice{Text: fmt.Sprintf("of %s, %s", plural(s.Events, "event"), strings.Join(d.whereabouts(s), ", "))})
+		if err == nil {
+			return exitStatus(exitFailed)
+		}
 	}
 	return recordFailure(err)
 }
@@ -227,7 +232,8 @@ memory (or in --spool), and written to a file of its own on SIGUSR1, when one of
 the verdicts occurs that --trigger names ("any" is any verdict at all, "error"
 and "warning" are those of that severity or worse), and at the end. -o
 trace.tcpt gives trace.20260314T030000Z.reset-sent.tcpt and the like;
---max-files is how many are written at most, and --max-size bounds the spool.
+--max-files is how many are written at most, those of SIGUSR1 too, and
+--max-size bounds the spool.
 
 --port, --lport, --rport, --addr and --netns limit what is recorded. Which
 process, state or verdict an event belongs to may be known only later: --pid,
@@ -243,6 +249,7 @@ and are what report shows by default.`,
 	flags.StringVarP(&r.path, "output", "o", "", "`FILE` to write, - for stdout")
 	flags.DurationVar(&r.duration, "duration", 0, "end after this `TIME`, such as 30s or 5m")
 	r.dumping.flags(cmd)
+	flags.Lookup("max-files").Usage = "keep the newest `N` files; a flight recorder: write N at most"
 	flags.DurationVar(&r.last, "last", 10*time.Minute, "be a flight recorder: keep the last `TIME`")
 	flags.StringSliceVar(&r.trigger, "trigger", nil, "write it when one of these `CODES` occurs; or any, error, warning")
 	flags.DurationVar(&r.after, "after", 30*time.Second, "wait for what follows a trigger for this `TIME`")
@@ -408,7 +415,7 @@ func (u *ui) record(ctx context.Context, r recording, flight bool) error {
 		return recordFailure(err)
 	}
 	defer rec.Close()
-	sum := &tally{worst: make(map[string]diagnose.Severity)}
+	sum := newTally()
 	r.record, r.out = rec, sum
 	if flight && len(r.trigger) > 0 {
 		r.out = &triggering{Renderer: sum, words: r.trigger, rec: rec}
@@ -420,7 +427,6 @@ func (u *ui) record(ctx context.Context, r recording, flight bool) error {
 		}
 		p.notify(recorder.Notice{Text: "SIGUSR1 is for a flight recorder (--last): this one writes everything as it comes"})
 	})()
-	began := time.Now()
 	_, err = u.watch(ctx, r.watching, pipeline.Show{Verdicts: true}, func() error {
 		p.say(r.opening(rec, flight))
 		p.begin(rec, sum, flight)
@@ -431,7 +437,7 @@ func (u *ui) record(ctx context.Context, r recording, flight bool) error {
 		return nil // interrupted before anything began
 	}
 	if !r.quiet && sum.summary != nil {
-		for _, line := range r.closing(rec.Stats(), sum, flight, time.Since(began)) {
+		for _, line := range r.closing(rec.Stats(), sum, flight) {
 			p.say(line)
 		}
 	}
@@ -470,30 +476,33 @@ func (r *recording) opening(rec *recorder.Recorder, flight bool) string {
 }
 
 // closing says what came of it.
-func (r *recording) closing(s recorder.Stats, t *tally, flight bool, took time.Duration) []string {
+func (r *recording) closing(s recorder.Stats, t *tally, flight bool) []string {
 	var lines []string
 	var line strings.Builder
-	fmt.Fprintf(&line, "%s in %v", plural(s.Events, "event"), took.Round(100*time.Millisecond))
-	if s.Dropped > 0 {
-		fmt.Fprintf(&line, ", %s of them left out because the disk was too slow", humanize.Comma(int64(s.Dropped)))
+	fmt.Fprintf(&line, "%s in %v", plural(s.Events, "event"), t.summary.Duration.Round(100*time.Millisecond))
+	partial := s.Failed > 0 || s.Dropped > 0
+	if partial {
+		line.WriteString(": " + strings.Join(r.whereabouts(s), ", "))
 	}
 	if n := t.lost.Load(); n > 0 {
 		fmt.Fprintf(&line, ", %s lost before they were told", humanize.Comma(int64(n)))
-	} else if s.Dropped == 0 {
+	} else if !partial {
 		line.WriteString(", none lost")
 	}
 	if !flight {
 		fmt.Fprintf(&line, "; %s", humanize.IBytes(uint64(max(s.Bytes, 0))))
 		// What is kept with few events is the rest of it: the header, all sockets.
-		if kept := s.Events - s.Dropped; kept >= 1000 {
-			fmt.Fprintf(&line, ", %.1f bytes an event", float64(s.Bytes)/float64(kept))
+		if s.Written >= 1000 {
+			fmt.Fprintf(&line, ", %.1f bytes an event", float64(s.Bytes)/float64(s.Written))
 		}
 	}
 	lines = append(lines, line.String())
 	if s.Removed > 0 {
 		lines = append(lines, fmt.Sprintf("%s removed, as --max-files %d asks for", plural(uint64(s.Removed), "older file"), r.maxFiles))
 	}
-	lines = append(lines, t.causes())
+	// A flight recorder's files are about a part of the time.
+	differ := partial || s.Removed > 0 || flight && (s.Short || t.summary.Duration > r.last)
+	lines = append(lines, t.causes(differ))
 	names := make([]string, len(s.Files))
 	for i, f := range s.Files {
 		names[i] = quoted(f)
@@ -508,6 +517,34 @@ func (r *recording) closing(s recorder.Stats, t *tally, flight bool, took time.D
 		lines = append(lines, fmt.Sprintf("%d files, from %s to %s: tcptrace report FILE...", len(names), names[0], names[len(names)-1]))
 	}
 	return lines
+}
+
+// whereabouts says how many of a recording's events are where.
+func (d *dumping) whereabouts(s recorder.Stats) []string {
+	verb := "are"
+	if s.Written == 1 {
+		verb = "is"
+	}
+	where := verb + " in the file"
+	if len(s.Files) > 1 {
+		where = verb + " in the files"
+	}
+	if s.Removed > 0 || d.path == "-" {
+		// Of a pipe nobody knows what was read.
+		where = "were written"
+	}
+	var list []string
+	// Of a flight recorder each file says it.
+	if s.Written > 0 || s.Failed > 0 {
+		list = append(list, humanize.Comma(int64(s.Written))+" "+where)
+	}
+	if s.Failed > 0 {
+		list = append(list, humanize.Comma(int64(s.Failed))+" could not be written")
+	}
+	if s.Dropped > 0 {
+		list = append(list, humanize.Comma(int64(s.Dropped))+" left out because the disk was too slow")
+	}
+	return list
 }
 
 // quoted is a file's name as a shell takes it.
@@ -567,10 +604,12 @@ func (t *triggering) Verdict(v *render.Verdict) error {
 
 // tally is a renderer that shows nothing and counts.
 type tally struct {
-	worst   map[string]diagnose.Severity // of a code
+	worst   map[string]*render.Verdict // of a code; only how bad and how sure it is
 	summary *render.Summary
 	lost    atomic.Uint64
 }
+
+func newTally() *tally { return &tally{worst: make(map[string]*render.Verdict)} }
 
 func (t *tally) Start(*render.Start) error           { return nil }
 func (t *tally) Namespace(event.Namespace)           {}
@@ -584,14 +623,20 @@ func (t *tally) Lost(l *render.Lost) error {
 }
 
 func (t *tally) Verdict(v *render.Verdict) error {
-	if have, ok := t.worst[v.Code]; !ok || severityRank(v.Severity) < severityRank(have) {
-		t.worst[v.Code] = v.Severity
+	// How many comes later, so that it does not matter here.
+	one := &render.Verdict{Verdict: &diagnose.Verdict{Code: v.Code, Severity: v.Severity, Confidence: v.Confidence}}
+	if have, ok := t.worst[v.Code]; !ok || render.ByHarm(one, have) < 0 {
+		t.worst[v.Code] = one
 	}
 	return nil
 }
 
+// Summary has the last word on each verdict.
 func (t *tally) Summary(s *render.Summary) error {
 	t.summary = s
+	for _, v := range s.Final {
+		delete(t.worst, v.Code)
+	}
 	for _, v := range s.Final {
 		if err := t.Verdict(v); err != nil {
 			return err
@@ -600,27 +645,60 @@ func (t *tally) Summary(s *render.Summary) error {
 	return nil
 }
 
-func severityRank(s diagnose.Severity) int {
-	return slices.Index([]diagnose.Severity{diagnose.Error, diagnose.Warning, diagnose.Info}, s)
-}
-
-// causes names them, the worst first.
-func (t *tally) causes() string {
-	counts := t.summary.Verdicts
-	var list []string
-	for code := range counts {
-		list = append(list, code)
+// causes names them in the order of a report. differ says that the files do
+// not have all that they were found in.
+func (t *tally) causes(differ bool) string {
+	var list []*render.Verdict
+	for code, n := range t.summary.Verdicts {
+		v := diagnose.Verdict{Code: code, Severity: diagnose.Info}
+		if worst, ok := t.worst[code]; ok {
+			v = *worst.Verdict
+		}
+		v.Count = n
+		list = append(list, &render.Verdict{Verdict: &v})
+	}
+	missing := ""
+	if t.lost.Load() > 0 {
+		missing = "; some may be missing, since events were lost"
 	}
 	if len(list) == 0 {
-		return "no causes found"
+		return "no causes found" + missing
 	}
-	slices.SortFunc(list, func(a, b string) int {
-		return cmp.Or(cmp.Compare(severityRank(t.worst[a]), severityRank(t.worst[b])), cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
-	})
-	for i, code := range list {
-		list[i] = fmt.Sprintf("%s %s", code, humanize.Comma(int64(counts[code])))
+	slices.SortFunc(list, func(a, b *render.Verdict) int { return cmp.Or(render.ByHarm(a, b), cmp.Compare(a.Code, b.Code)) })
+	words := make([]string, len(list))
+	for i, v := range list {
+		words[i] = fmt.Sprintf("%s %s%s", v.Code, humanize.Comma(int64(v.Count)), t.severities(v.Code, v.Count))
 	}
-	return "causes: " + strings.Join(list, ", ")
+	what := "causes: "
+	if differ {
+		what = "causes of all that was seen, which is more than what was written: "
+	}
+	return what + strings.Join(words, ", ") + missing
+}
+
+// severities says how many of a code are how bad, where they differ.
+func (t *tally) severities(code string, total uint64) string {
+	counts := make(map[diagnose.Severity]uint64)
+	var sum uint64
+	for _, v := range t.summary.Final {
+		if v.Code == code {
+			counts[v.Severity] += v.Count
+			sum += v.Count
+		}
+	}
+	if len(counts) < 2 {
+		return ""
+	}
+	var list []string
+	for _, s := range []diagnose.Severity{diagnose.Error, diagnose.Warning, diagnose.Info} {
+		if n := counts[s]; n > 0 {
+			list = append(list, fmt.Sprintf("%s %s", humanize.Comma(int64(n)), s))
+		}
+	}
+	if total > sum {
+		list = append(list, humanize.Comma(int64(total-sum))+" more") // final verdicts are bounded
+	}
+	return " (" + strings.Join(list, ", ") + ")"
 }
 
 // console writes to stderr what is worth it while something else goes on. Its

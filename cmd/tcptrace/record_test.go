@@ -2,6 +2,7 @@ package main
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -54,14 +55,75 @@ func TestWhatTriggers(t *testing.T) {
 	}
 }
 
+// tallied is a run with these last words.
+func tallied(final ...diagnose.Verdict) *tally {
+	t := newTally()
+	s := &render.Summary{Verdicts: make(map[string]uint64), Duration: 3700 * time.Millisecond}
+	for _, v := range final {
+		s.Verdicts[v.Code] += v.Count
+		s.Final = append(s.Final, &render.Verdict{Verdict: &v})
+	}
+	_ = t.Summary(s)
+	return t
+}
+
+func TestCausesComeAsInAReport(t *testing.T) {
+	require.Equal(t, "no causes found", tallied().causes(false))
+	sums := tallied(
+		diagnose.Verdict{Code: "a", Severity: diagnose.Info, Confidence: diagnose.Certain, Count: 9000},
+		diagnose.Verdict{Code: "b", Severity: diagnose.Error, Confidence: diagnose.Certain, Count: 1},
+		diagnose.Verdict{Code: "c", Severity: diagnose.Error, Confidence: diagnose.Likely, Count: 20},
+		diagnose.Verdict{Code: "d", Severity: diagnose.Error, Confidence: diagnose.Certain, Count: 2},
+		diagnose.Verdict{Code: "e", Severity: diagnose.Info, Confidence: diagnose.Certain, Count: 7},
+		diagnose.Verdict{Code: "e", Severity: diagnose.Warning, Confidence: diagnose.Likely, Count: 1},
+	)
+	require.Equal(t, "causes: d 2, b 1, c 20, e 8 (1 warning, 7 info), a 9,000", sums.causes(false))
+	require.Equal(t, "causes of all that was seen, which is more than what was written: d 2, b 1, c 20, e 8 (1 warning, 7 info), a 9,000", sums.causes(true))
+	sums.summary.Verdicts["e"] = 10
+	require.Contains(t, sums.causes(false), "e 10 (1 warning, 7 info, 2 more)")
+
+	// While one grew it was worse than in the end.
+	once := newTally()
+	require.NoError(t, once.Verdict(&render.Verdict{Verdict: &diagnose.Verdict{Code: "a", Severity: diagnose.Error}}))
+	final := tallied(diagnose.Verdict{Code: "a", Count: 1, Severity: diagnose.Info}, diagnose.Verdict{Code: "b", Count: 1, Severity: diagnose.Warning})
+	require.NoError(t, once.Summary(final.summary))
+	require.Equal(t, "causes: b 1, a 1", once.causes(false))
+
+	lossy := tallied()
+	require.NoError(t, lossy.Lost(&render.Lost{Count: 3}))
+	require.Equal(t, "no causes found; some may be missing, since events were lost", lossy.causes(false))
+}
+
 func TestClosingWords(t *testing.T) {
-	tally := &tally{worst: map[string]diagnose.Severity{"a": diagnose.Info, "b": diagnose.Error, "c": diagnose.Error}}
-	tally.summary = &render.Summary{Verdicts: map[string]uint64{"a": 9000, "b": 1, "c": 2}}
-	require.Equal(t, "causes: c 2, b 1, a 9,000", tally.causes())
 	var r recording
-	lines := r.closing(recorder.Stats{Events: 2000, Bytes: 20000, Dropped: 1000, Files: []string{"x y.tcpt"}}, tally, false, 0)
-	require.Contains(t, lines[0], "20.0 bytes an event")
-	require.Contains(t, lines[0], "1,000 of them left out because the disk was too slow")
-	require.NotContains(t, lines[0], "none lost")
-	require.Equal(t, "look at it with: tcptrace report 'x y.tcpt'", lines[len(lines)-1])
+	sums := tallied(diagnose.Verdict{Code: "a", Count: 1, Severity: diagnose.Error})
+	files := []string{"x y.tcpt"}
+	require.Equal(t, []string{
+		"2,000 events in 3.7s, none lost; 20 KiB, 10.0 bytes an event",
+		"causes: a 1",
+		"look at it with: tcptrace report 'x y.tcpt'",
+	}, r.closing(recorder.Stats{Events: 2000, Written: 2000, Bytes: 20000, Files: files}, sums, false))
+
+	// A full disk.
+	require.Equal(t, []string{
+		"14,497 events in 3.7s: 0 are in the file, 14,497 could not be written; 467 KiB",
+		"causes of all that was seen, which is more than what was written: a 1",
+	}, r.closing(recorder.Stats{Events: 14497, Failed: 14497, Bytes: 467 << 10, Files: files}, sums, false)[:2])
+
+	// A slow one.
+	lines := r.closing(recorder.Stats{Events: 2000, Written: 1000, Dropped: 1000, Bytes: 20000, Files: []string{"a", "b"}}, sums, false)
+	require.Equal(t, "2,000 events in 3.7s: 1,000 are in the files, 1,000 left out because the disk was too slow; 20 KiB, 20.0 bytes an event", lines[0])
+	require.Contains(t, lines[1], "more than what was written")
+
+	// A flight recorder's files are about a part of the time.
+	flight := recording{last: time.Second}
+	lines = flight.closing(recorder.Stats{Events: 5, Files: files}, sums, true)
+	require.Equal(t, "5 events in 3.7s, none lost", lines[0])
+	require.Contains(t, lines[1], "more than what was written")
+	flight.last = time.Minute
+	require.Equal(t, "causes: a 1", flight.closing(recorder.Stats{Events: 5}, sums, true)[1])
+
+	// A pipe.
+	pipe := recording{dumping: dumping{path: "-"}}
+	require.Contains(t, pipe.closing(recorder.Stats{Events: 3, Written: 1, Failed: 2, Files: []string{"/dev/stdout"}}, sums, false)[0], "1 were written, 2 could not be written")
 }

@@ -102,9 +102,10 @@ func (s *files) name() (f *file, err error) {
 func (s *files) frame(f *dump.Frame) error {
 	was := s.cur.size
 	if err := s.cur.frame(f); err != nil {
-		return s.cur.fail(err, f.Last)
+		return s.cur.fail(err, f.Last, s.r.seen.Load())
 	}
 	s.r.wrote(s.cur.size - was)
+	s.r.kept(f.Events)
 	s.r.advanced(s.header.Part, s.cur.size, len(f.Raw))
 	return nil
 }
@@ -121,11 +122,11 @@ func (s *files) next(preamble *dump.Frame, end dump.End, before uint64) error {
 	s.header.Part++
 	out, err := s.create(preamble)
 	if err != nil {
-		return s.cur.fail(err, end.At)
+		return s.cur.fail(err, end.At, s.r.seen.Load())
 	}
 	was := s.cur.size
 	if err := s.cur.end(end, before); err != nil {
-		return out.fail(err, end.At)
+		return out.fail(err, end.At, s.r.seen.Load())
 	}
 	s.r.wrote(s.cur.size - was)
 	s.cur = out
@@ -135,7 +136,7 @@ func (s *files) next(preamble *dump.Frame, end dump.End, before uint64) error {
 
 func (s *files) sync() error {
 	if err := s.cur.sync(false); err != nil {
-		return s.cur.fail(err, 0)
+		return s.cur.fail(err, 0, s.r.seen.Load())
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type flight struct {
 	last       int64             // when the trigger of the newest file came
 	suppressed map[string]uint64 // triggers since then that made no file
 	throttled  bool              // it was told of
+	refused    bool              // it was told that triggers make no more files
 }
 
 // pending is a file that waits for what follows its trigger.
@@ -50,6 +51,13 @@ func (r *Recorder) Trigger(code string) {
 		return
 	}
 	w := r.o.Window
+	if r.air.spent.Load() {
+		if !r.refused {
+			r.refused = true
+			r.refuse(code)
+		}
+		return
+	}
 	if p := r.pending; p != nil {
 		// One file for both, with what follows the newer one too.
 		p.more[code]++
@@ -73,6 +81,27 @@ func (r *Recorder) Trigger(code string) {
 	}
 	if w.After > 0 {
 		r.tell("%s: the window is written in %v, with what follows until then", code, w.After)
+	}
+}
+
+// refuse tells that a window is not written because --max-files are.
+func (r *Recorder) refuse(trigger string) {
+	most := r.o.MaxFiles
+	were := fmt.Sprintf("%d files were", most)
+	if most == 1 {
+		were = "1 file was"
+	}
+	text := fmt.Sprintf("%s: nothing is written: %s, as many as --max-files %d allows", trigger, were, most)
+	switch trigger {
+	case TriggerSignal:
+		// Somebody waits for the file.
+		if r.o.Notify != nil {
+			r.o.Notify(Notice{Failed: true, Text: text, Hint: "end this recording and begin another one, with a larger --max-files"})
+		}
+	case TriggerExit:
+		r.tell("%s", text)
+	default:
+		r.tell("%s; nor for further triggers", text)
 	}
 }
 
@@ -145,6 +174,10 @@ func counts(of map[string]uint64) string {
 // final writes the window as tracing ends. It runs on the writer's goroutine,
 // while the run's waits.
 func (r *Recorder) final(e dump.End, before uint64) error {
+	if r.air.spent.Load() {
+		r.refuse(TriggerExit)
+		return nil
+	}
 	d := dumped{trigger: TriggerExit, at: r.now, offset: r.clock, before: before, end: e}
 	var more map[string]uint64
 	if p := r.pending; p != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -17,11 +19,13 @@ import (
 // SpaceError says that less was left on a file system than was to be left.
 type SpaceError struct {
 	Path      string
+	Next      uint64 // bytes that were to be written
 	Left, Min uint64 // bytes
 }
 
 func (e *SpaceError) Error() string {
-	return fmt.Sprintf("writing %s: %s are left on its file system, and %s are to be left", e.Path, humanize.IBytes(e.Left), humanize.IBytes(e.Min))
+	return fmt.Sprintf("writing %s: the next %s do not fit: %s are left on its file system, and %s are to be left", e.Path,
+		humanize.IBytes(e.Next), humanize.IBytes(e.Left), humanize.IBytes(e.Min))
 }
 
 // Hint says what can be done about it.
@@ -142,15 +146,25 @@ func (out *output) end(e dump.End, before uint64) error {
 	return err
 }
 
-// fail ends a dump because of an error, which it returns.
-func (out *output) fail(err error, at int64) error {
+// fail ends a dump because of an error, which it returns. told is how many
+// events of the recording are known of: a reader is told that those which are
+// not in it are lost.
+func (out *output) fail(err error, at int64, told uint64) error {
+	told = max(told, out.before)
 	e := dump.End{Reason: dump.EndError, Text: err.Error(), At: at}
+	if out.o.Pseudonyms != nil {
+		// Where it was written is nobody's business.
+		e.Text = strings.ReplaceAll(e.Text, out.name, filepath.Base(out.name))
+	}
+	if n := told - out.before; n > 0 {
+		e.Text += fmt.Sprintf("; until then %s could not be written", count(n, "event"))
+	}
 	var space *SpaceError
 	if errors.As(err, &space) {
 		e.Reason = dump.EndSpace
 	}
 	// Whether there was room for this a reader sees.
-	_ = out.end(e, out.before)
+	_ = out.end(e, told)
 	return err
 }
 
@@ -168,7 +182,7 @@ func (o *Options) room(f *os.File, name string, n int) error {
 		least = min(defaultMinFree, size/20)
 	}
 	if left < least+uint64(n) {
-		return &SpaceError{Path: name, Left: left, Min: least}
+		return &SpaceError{Path: name, Next: uint64(n), Left: left, Min: least}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,6 +103,7 @@ type Recorder struct {
 	holes      bool  // frames were dropped, and what they told is to be told again
 	flight
 
+	seen   atomic.Uint64 // events told so far, also after a failure
 	failed atomic.Pointer[error]
 	signal atomic.Bool
 	mu     sync.Mutex // guards what follows, which both goroutines know
@@ -115,8 +117,10 @@ type Recorder struct {
 
 // Stats say how a recording stands.
 type Stats struct {
-	Events  uint64   // told so far, with those dropped
+	Events  uint64   // told so far, with those that are in no file
 	Dropped uint64   // for want of room in the queue
+	Written uint64   // to files, those that were removed too; not of a flight recorder
+	Failed  uint64   // could not be written, since the recording failed; not of a flight recorder
 	Bytes   int64    // written, to files that were removed too
 	Files   []string // those that are there, in their order
 	Removed int      // oldest files that were removed
@@ -140,7 +144,7 @@ func Open(o Options) (*Recorder, error) {
 	r.enc = dump.NewEncoder(r.sink)
 	r.feed = r.enc
 	if o.Pseudonyms != nil {
-		r.feed = dump.Redact(r.enc, o.Pseudonyms)
+		r.feed = &nameless{dump.Redact(r.enc, o.Pseudonyms), o.Pseudonyms}
 	}
 	if o.Path == "-" {
 		r.files = &files{r: r, o: &r.o}
@@ -246,7 +250,6 @@ func (r *Recorder) sink(f *dump.Frame) {
 	kept := r.q.push(item{frame: f})
 
 	r.mu.Lock()
-	r.stats.Events = r.total
 	tell := false
 	if !kept {
 		r.stats.Dropped += uint64(f.Events)
@@ -297,6 +300,13 @@ func (r *Recorder) wrote(n int64) {
 	r.stats.Bytes += n
 }
 
+// kept tells of events that are in a file.
+func (r *Recorder) kept(events uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stats.Written += uint64(events)
+}
+
 func (r *Recorder) opened(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -318,6 +328,10 @@ func (r *Recorder) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.stats
+	s.Events = r.seen.Load()
+	if r.files != nil && r.dead() {
+		s.Failed = s.Events - min(s.Events, s.Written+s.Dropped)
+	}
 	s.Files = slices.Clone(s.Files)
 	return s
 }
@@ -460,6 +474,14 @@ func (r *Recorder) End(e dump.End) error {
 		return nil
 	}
 	r.over = true
+	if p := r.o.Pseudonyms; p != nil {
+		e.Text = hide(p, e.Text)
+		if e.Summary != nil {
+			s := *e.Summary
+			s.Audit = hideNotes(p, s.Audit)
+			e.Summary = &s
+		}
+	}
 	r.now = max(r.now, e.At)
 	r.enc.Flush()
 	before := r.total
@@ -505,6 +527,7 @@ func (r *Recorder) Process(p event.Process) {
 
 // Event is [dump.Feed].
 func (r *Recorder) Event(e *event.Event) {
+	r.seen.Add(1)
 	if !r.dead() {
 		r.feed.Event(e)
 		r.settle()
@@ -560,6 +583,13 @@ func (r *Recorder) Audit(a dump.Audit) {
 }
 
 func exists(err error) bool { return err != nil && errors.Is(err, fs.ErrExist) }
+
+func count(n uint64, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return humanize.Comma(int64(min(n, math.MaxInt64))) + " " + noun
+}
 
 // sizeText is a size for people.
 func sizeText(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

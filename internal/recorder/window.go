@@ -43,10 +43,10 @@ type window struct {
 	held    int64
 	scratch []byte
 	wrote   int  // files
-	refused bool // it was told that no more are written
 	spilled bool // it was told that the spool takes no more
 	busy    atomic.Bool
 	long    atomic.Bool // the newest segment has grown long
+	spent   atomic.Bool // all files that may be written were
 }
 
 // segment begins with all that is needed to understand it.
@@ -236,11 +236,8 @@ type dumped struct {
 // write writes the window to a file of its own. Only its last one's error ends
 // anything: the window is still there for the next trigger.
 func (w *window) write(d dumped) error {
-	if most := w.o.MaxFiles; most > 0 && w.wrote >= most {
-		if !w.refused {
-			w.refused = true
-			w.r.tell("%d files were written, as many as --max-files allows: further triggers make none", most)
-		}
+	if w.spent.Load() {
+		w.r.refuse(d.trigger)
 		return nil
 	}
 	first := w.list[0]
@@ -254,7 +251,7 @@ func (w *window) write(d dumped) error {
 	}
 	err = w.fill(out, h)
 	if err != nil {
-		err = out.fail(err, d.end.At)
+		err = out.fail(err, d.end.At, d.before)
 	} else {
 		err = out.end(d.end, d.before)
 	}
@@ -263,7 +260,9 @@ func (w *window) write(d dumped) error {
 		_ = w.dir.remove(out.made)
 		return err
 	}
-	w.wrote++
+	if w.wrote++; w.wrote == w.o.MaxFiles {
+		w.spent.Store(true)
+	}
 	w.r.opened(out.name)
 	w.r.wrote(out.size)
 	if err == nil {

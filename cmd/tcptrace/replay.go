@@ -57,7 +57,6 @@ func (r *replaying) open(files []string, through func(io.Reader) io.Reader, skip
 	var inputs []input
 	close = func() {
 		for _, in := range inputs {
-			in.Reader.Close()
 			in.file.Close()
 		}
 	}

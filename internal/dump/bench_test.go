@@ -169,7 +169,6 @@ func BenchmarkDecode(b *testing.B) {
 			err = r.Next(&n)
 		}
 		require.ErrorIs(b, err, io.EOF)
-		r.Close()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n.events), "ns/event")
 }
@@ -183,7 +182,6 @@ func TestChurnIsKeptInFewBytes(t *testing.T) {
 	churn(&want, 2_000)
 	r, err := NewReader(bytes.NewReader(dump))
 	require.NoError(t, err)
-	defer r.Close()
 	for err == nil {
 		err = r.Next(&got)
 	}

@@ -94,7 +94,6 @@ func replay(t testing.TB, dump []byte) replayed {
 		require.ErrorIs(t, err, ErrNotDump)
 		return replayed{opened: err}
 	}
-	defer r.Close()
 	got := new(tape)
 	for err == nil {
 		err = r.Next(got)
@@ -374,7 +373,6 @@ func TestParts(t *testing.T) {
 		for i, b := range dumps {
 			r, err := NewReader(bytes.NewReader(b))
 			require.NoError(t, err)
-			defer r.Close()
 			for err == nil {
 				if i == 0 {
 					err = r.Next(got)
@@ -468,7 +466,6 @@ func TestPreamble(t *testing.T) {
 		for err == nil {
 			err = r.Continue(&got, 1, follows)
 		}
-		r.Close()
 		if follows {
 			require.Equal(t, []string{"event"}, words(got.lines), "it was told before")
 		} else {
@@ -479,7 +476,6 @@ func TestPreamble(t *testing.T) {
 	// If something is missing between, what the preamble repeats may be, too.
 	again, err := NewReader(bytes.NewReader(part))
 	require.NoError(t, err)
-	defer again.Close()
 	var got tape
 	for err == nil {
 		err = again.Continue(&got, 0, true)
@@ -509,7 +505,6 @@ func TestSourceFails(t *testing.T) {
 			}
 			require.Nil(t, r.End())
 			require.Empty(t, r.damaged)
-			r.Close()
 		}
 		require.ErrorIs(t, err, broken)
 		require.NotErrorIs(t, err, ErrNotDump)
@@ -517,7 +512,6 @@ func TestSourceFails(t *testing.T) {
 	got := new(tape)
 	r, err := NewReader(iotest.OneByteReader(bytes.NewReader(dump)))
 	require.NoError(t, err)
-	defer r.Close()
 	for err == nil {
 		err = r.Next(got)
 	}

@@ -116,7 +116,6 @@ func read(t testing.TB, b []byte) (*tape, *Reader) {
 	t.Helper()
 	r, err := NewReader(bytes.NewReader(b))
 	require.NoError(t, err)
-	defer r.Close()
 	var got tape
 	for err == nil {
 		err = r.Next(&got)

@@ -3,6 +3,7 @@ package dump
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 	"net/netip"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -27,10 +28,13 @@ type Encoder struct {
 	at     int64 // time of the record before
 
 	shapes    map[shape]uint32
+	recent    [256]recentShape // those of shapes that were met lately
+	frame     uint32           // that recent is of
 	addrs     map[netip.Addr]uint32
-	sockets   map[uint64]*socket
+	near      [4]numbered // the addresses that were met lately
+	oldest    uint8       // of near
+	sockets   sockets
 	nsockets  uint32
-	spare     []socket
 	last      socketKey
 	processes map[uint32]process
 	nproc     uint32
@@ -43,6 +47,17 @@ type Encoder struct {
 	clock  int64
 	spaces kept[event.Namespace]
 	known  kept[event.Process]
+}
+
+type numbered struct {
+	addr  netip.Addr // not valid: none
+	index uint32
+}
+
+type recentShape struct {
+	shape shape
+	tag   uint32
+	frame uint32
 }
 
 type socketKey struct {
@@ -73,7 +88,7 @@ type listener struct {
 func NewEncoder(sink func(*Frame)) *Encoder {
 	e := &Encoder{
 		sink: sink, kind: FrameRecords,
-		shapes: make(map[shape]uint32), addrs: make(map[netip.Addr]uint32), sockets: make(map[uint64]*socket),
+		shapes: make(map[shape]uint32), addrs: make(map[netip.Addr]uint32),
 		processes: make(map[uint32]process), listeners: make(map[uint64]*listener), texts: make(map[string]uint32),
 		spaces: kept[event.Namespace]{most: keptSpaces}, known: kept[event.Process]{most: keptProcesses},
 		buf: make([]byte, 0, frameTarget+frameTarget/8),
@@ -87,13 +102,14 @@ func (e *Encoder) begin() {
 	e.buf = e.buf[:0]
 	e.events, e.based, e.first = 0, false, e.newest
 	clear(e.shapes)
+	e.frame++
 	clear(e.addrs)
-	clear(e.sockets)
+	e.near = [4]numbered{}
+	e.sockets.clear()
 	clear(e.processes)
 	clear(e.listeners)
 	clear(e.texts)
 	e.nsockets, e.nproc, e.nlisten = 0, 0, 0
-	e.spare = e.spare[:0]
 	e.last = socketKey{}
 	e.inventory = [13]uint64{}
 }
@@ -308,7 +324,11 @@ func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 		a: uint64(ev.Kind) | uint64(ev.Old)<<8 | uint64(ev.New)<<16 | uint64(ev.Attempt)<<24 | uint64(ev.Flags)<<32 | uint64(ev.Err)<<48,
 		b: uint64(ev.Reason) | uint64(ev.TCPFlags)<<32 | bit(ev.Out)<<40 | uint64(has)<<48 | uint64(changed)<<56,
 	}
-	tag, ok := e.shapes[shape]
+	r := &e.recent[(shape.a*0x9e3779b97f4a7c15^shape.b*0xc2b2ae3d27d4eb4f)>>56]
+	tag, ok := r.tag, r.frame == e.frame && r.shape == shape
+	if !ok {
+		tag, ok = e.shapes[shape]
+	}
 	if !ok {
 		tag = uint32(len(e.shapes))
 		e.shapes[shape] = tag
@@ -317,6 +337,8 @@ func (e *Encoder) event(ev *event.Event, has uint8, pid uint32, comm string) {
 			e.uvarint(v)
 		}
 	}
+
+	*r = recentShape{shape, tag, e.frame}
 
 	e.uvarint(uint64(tag) + tagEvent)
 	e.time(ev.Time)
@@ -372,7 +394,7 @@ func (e *Encoder) differences(before, now []uint64) {
 // socket finds or defines the socket of an event.
 func (e *Encoder) socket(ev *event.Event) *socket {
 	key := socketKey{ev.Sock, ev.Netns, ev.Local, ev.Remote}
-	s := e.sockets[ev.Sock]
+	s := e.sockets.find(ev.Sock)
 	if s != nil && s.key == key {
 		return s
 	}
@@ -389,12 +411,7 @@ func (e *Encoder) socket(ev *event.Event) *socket {
 	e.uvarint(uint64(ev.Remote.Port()))
 	e.last = key
 	if s == nil {
-		if len(e.spare) == cap(e.spare) {
-			e.spare = make([]socket, 0, 1024)
-		}
-		e.spare = e.spare[:len(e.spare)+1]
-		s = &e.spare[len(e.spare)-1]
-		e.sockets[ev.Sock] = s
+		s = e.sockets.add(ev.Sock)
 	}
 	*s = socket{key: key, index: e.nsockets}
 	e.nsockets++
@@ -407,7 +424,14 @@ func (e *Encoder) addr(a netip.Addr) uint32 {
 		return 0
 	}
 	a = a.WithZone("")
+	for _, r := range e.near {
+		if r.addr == a {
+			return r.index
+		}
+	}
 	if i, ok := e.addrs[a]; ok {
+		e.near[e.oldest&3] = numbered{a, i}
+		e.oldest++
 		return i
 	}
 	e.uvarint(tagAddr)
@@ -454,4 +478,56 @@ func (e *Encoder) listener(id uint64) *listener {
 	e.listeners[id] = l
 	e.nlisten++
 	return l
+}
+
+// sockets finds those of a frame by their cookies.
+type sockets struct {
+	list  []socket
+	table []uint32 // index in list, and 1, by hash; a power of two long
+	shift uint8
+}
+
+func (t *sockets) clear() {
+	t.list = t.list[:0]
+	clear(t.table)
+}
+
+func (t *sockets) slot(sock uint64) uint64 { return sock * 0x9e3779b97f4a7c15 >> t.shift }
+
+func (t *sockets) find(sock uint64) *socket {
+	if len(t.table) == 0 {
+		return nil
+	}
+	for i := t.slot(sock); ; i = (i + 1) & uint64(len(t.table)-1) {
+		n := t.table[i]
+		if n == 0 {
+			return nil
+		}
+		if s := &t.list[n-1]; s.key.sock == sock {
+			return s
+		}
+	}
+}
+
+// add takes one that is not there. What find returned before is no longer valid.
+func (t *sockets) add(sock uint64) *socket {
+	if 2*len(t.list) >= len(t.table) {
+		n := max(1024, 2*len(t.table))
+		t.table = make([]uint32, n)
+		t.shift = uint8(64 - bits.TrailingZeros(uint(n)))
+		for i := range t.list {
+			t.put(t.list[i].key.sock, uint32(i+1))
+		}
+	}
+	t.list = append(t.list, socket{})
+	t.put(sock, uint32(len(t.list)))
+	return &t.list[len(t.list)-1]
+}
+
+func (t *sockets) put(sock uint64, n uint32) {
+	i := t.slot(sock)
+	for t.table[i] != 0 {
+		i = (i + 1) & uint64(len(t.table)-1)
+	}
+	t.table[i] = n
 }

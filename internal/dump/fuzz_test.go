@@ -43,7 +43,6 @@ func readFuzzed(t *testing.T, b []byte) (*Reader, *counted) {
 			r = nil
 			return
 		}
-		defer r.Close()
 		for err == nil {
 			err = r.Next(c)
 		}

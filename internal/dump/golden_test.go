@@ -120,7 +120,6 @@ func plain(t *testing.T, dump []byte) string {
 	t.Helper()
 	r, err := NewReader(bytes.NewReader(dump))
 	require.NoError(t, err)
-	defer r.Close()
 	var p plainTape
 	h := r.Header()
 	p.say("header format=%d tool=%s run=%s part=%d host=%s started=%d started_boot=%d key=%x", h.Format, quoted(h.Tool), quoted(h.Run), h.Part, quoted(h.Host), h.Started, h.StartedBoot, h.Key)
@@ -260,7 +259,7 @@ func TestTheDocumentIsEnough(t *testing.T) {
 		var problems bytes.Buffer
 		c.Stderr = &problems
 		got, err := c.Output()
-		require.NoError(t, err, "%s\nscripts/setup test installs python3 and zstd", &problems)
+		require.NoError(t, err, "%s\nscripts/setup test installs python3", &problems)
 		return string(got)
 	}
 	for _, path := range goldenDumps(t) {

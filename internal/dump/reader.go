@@ -43,7 +43,7 @@ type Reader struct {
 	eof    bool
 
 	header    Header
-	z         *decompressor
+	z         decompressor
 	opened    bool   // header and run are known
 	run       uint32 // of all frames of this dump
 	seq       uint32 // the next frame's
@@ -72,13 +72,8 @@ const maxJunk = 64
 // NewReader reads the beginning of a dump. The error wraps [ErrNotDump] or
 // [ErrNewer], or is the source's.
 func NewReader(src io.Reader) (*Reader, error) {
-	z, err := newDecompressor()
-	if err != nil {
-		return nil, err
-	}
-	r := &Reader{src: src, z: z}
+	r := &Reader{src: src}
 	if err := r.open(); err != nil {
-		z.close()
 		return nil, err
 	}
 	r.dec = newDecoder(&r.header)
@@ -171,9 +166,6 @@ func (r *Reader) Told() uint64 { return r.told }
 // there, so that the part that follows can go on with a snapshot that this one
 // began.
 func (r *Reader) Whole() bool { return r.end != nil && !r.hole && !r.dec.partial }
-
-// Close releases the decompressor. It does not close the source.
-func (r *Reader) Close() { r.z.close() }
 
 // Next hands the next frame to a feed. It returns io.EOF at the end of the
 // dump, and otherwise the source's error: damage is none, it is told by

@@ -25,7 +25,6 @@ func replay(t *testing.T, path string, sink export.Sink, show pipeline.Show, raw
 	defer f.Close()
 	r, err := dump.NewReader(f)
 	require.NoError(t, err)
-	defer r.Close()
 	list, err := pipeline.Recordings([]pipeline.Part{{Name: path, Reader: r}})
 	require.NoError(t, err)
 	sink.Capabilities(r.Header().Capabilities)

@@ -80,7 +80,6 @@ func TestGoldenDumps(t *testing.T) {
 			require.NoError(t, err)
 			r, err := dump.NewReader(bytes.NewReader(b))
 			require.NoError(t, err)
-			defer r.Close()
 			rules, err := goldenRules(r.Header().Rules)
 			require.NoError(t, err)
 			o := Options{Show: Show{Verdicts: true, Connections: true, Events: true, All: true}, Diagnose: rules}

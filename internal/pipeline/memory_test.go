@@ -127,7 +127,6 @@ func TestReplayMemory(t *testing.T) {
 	src := newChurn(t, conns)
 	r, err := dump.NewReader(src)
 	require.NoError(t, err)
-	defer r.Close()
 	out := &measured{Renderer: render.NewJSON(io.Discard)}
 	o := Options{Out: out, Show: Show{Verdicts: true, Connections: true}}
 	runtime.GC()

@@ -39,7 +39,6 @@ func (m *memory) reader(t *testing.T, i int, b []byte) Part {
 	t.Helper()
 	r, err := dump.NewReader(bytes.NewReader(b))
 	require.NoError(t, err)
-	t.Cleanup(r.Close)
 	return Part{Name: "part " + string(rune('0'+i)), Reader: r}
 }
 

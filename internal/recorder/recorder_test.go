@@ -72,7 +72,6 @@ func begin(t testing.TB, o Options) *run {
 	}
 	r, err := Open(o)
 	require.NoError(t, err)
-	t.Cleanup(r.Close)
 	require.NoError(t, r.Begin(header()))
 	s := &run{t: t, r: r, now: second}
 	r.Clock(epoch - 1)
@@ -174,7 +173,6 @@ func readBytes(t testing.TB, b []byte) *contents {
 	t.Helper()
 	r, err := dump.NewReader(bytes.NewReader(b))
 	require.NoError(t, err)
-	defer r.Close()
 	c := &contents{}
 	for err == nil {
 		err = r.Next(c)

@@ -444,7 +444,6 @@ func replay(t *testing.T, r *Report, name string) {
 	defer f.Close()
 	d, err := dump.NewReader(f)
 	require.NoError(t, err)
-	defer d.Close()
 	cfg := pipeline.ReplayConfig{Options: pipeline.Options{
 		Out: r, Raw: r.Raw, Show: pipeline.Show{Verdicts: true, Connections: true, All: true, Open: true},
 		Diagnose: diagnose.Options{CloseWait: 2 * time.Second},

@@ -343,7 +343,6 @@ func (l *longer) again(from string, begin func(dump.Header) error) error {
 	if err != nil {
 		return err
 	}
-	defer r.Close()
 	if err := begin(*r.Header()); err != nil {
 		return err
 	}

@@ -102,7 +102,6 @@ func (p *tape) replay(t *testing.T) {
 		}
 		r, err := dump.NewReader(bytes.NewReader(b))
 		require.NoError(t, err)
-		defer r.Close()
 		parts = append(parts, pipeline.Part{Name: fmt.Sprintf("part %d", i+1), Reader: r})
 	}
 	list, err := pipeline.Recordings(parts)

@@ -49,7 +49,7 @@ const (
 const maxDefined = 1 << 16
 
 // maxText bounds a text, in bytes.
-const maxText = 64 << 10
+const maxText = 4 << 10
 
 // shape is what events have in common, packed, as it is looked up with each.
 type shape struct {

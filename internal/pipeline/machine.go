@@ -65,13 +65,15 @@ type Machine struct {
 	recent    [512]*timeline.Conn
 	recentPos int
 
-	cgroups  map[uint32]string // by pid, for --cgroup on verdicts
-	growing  map[verdictKey]growth
-	finished bool
-	counts   map[string]uint64 // by code, of verdicts that had their last word
-	final    []*render.Verdict
-	members  *members // nil: of all processes
-	ours     uint64   // connections of members that ended
+	cgroups map[uint32]string // by pid, for --cgroup on verdicts
+	// cgroupText is how many bytes they take.
+	cgroupText int
+	growing    map[verdictKey]growth
+	finished   bool
+	counts     map[string]uint64 // by code, of verdicts that had their last word
+	final      []*render.Verdict
+	members    *members // nil: of all processes
+	ours       uint64   // connections of members that ended
 }
 
 // maxFinal bounds the verdicts of a summary: more are counted only.
@@ -79,6 +81,9 @@ const maxFinal = 1024
 
 // maxPIDs bounds the processes whose cgroup is remembered.
 const maxPIDs = 65536
+
+// maxCgroupText bounds what that takes, in bytes.
+const maxCgroupText = 32 << 20
 
 type verdictKey struct {
 	code string
@@ -189,9 +194,11 @@ func (m *Machine) Namespace(ns event.Namespace) {
 // Process tells what is known of a process.
 func (m *Machine) Process(p event.Process) {
 	if len(m.o.Filter.Cgroups) > 0 {
-		if len(m.cgroups) >= maxPIDs {
+		if len(m.cgroups) >= maxPIDs || m.cgroupText+len(p.Cgroup) > maxCgroupText {
 			clear(m.cgroups)
+			m.cgroupText = 0
 		}
+		m.cgroupText += len(p.Cgroup) - len(m.cgroups[p.PID])
 		m.cgroups[p.PID] = p.Cgroup
 	}
 	m.tracker.Process(p)

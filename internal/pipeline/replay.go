@@ -145,6 +145,7 @@ type replay struct {
 	first   int64
 	last    int64
 	stopped bool
+	late    bool // the snapshot at hand
 	audit   dump.Audit
 }
 
@@ -194,6 +195,18 @@ func (r *replay) Advance(now int64) {
 		now = r.until
 	}
 	r.Machine.Advance(now)
+}
+
+func (r *replay) BeginSnapshot(netns uint32, now int64) {
+	if r.late = r.past(now); !r.late {
+		r.Machine.BeginSnapshot(netns, now)
+	}
+}
+
+func (r *replay) Snapshot(e *event.Event, pid uint32, comm string) {
+	if !r.late {
+		r.Machine.Snapshot(e, pid, comm)
+	}
 }
 
 func (r *replay) EndSnapshot(netns uint32, now int64) {

@@ -56,8 +56,13 @@ type reportCause struct {
 	run *reportRun
 }
 
-// maxCauses bounds the causes of a report.
-const maxCauses = 10_000
+// maxCauses bounds the causes of a report, maxNames the namespaces whose names
+// it knows, and maxWhere the places where events were lost.
+const (
+	maxCauses = 10_000
+	maxNames  = 4096
+	maxWhere  = 64
+)
 
 // NewReport returns a renderer that writes to w.
 func NewReport(w io.Writer, o ReportOptions) *Report {
@@ -90,7 +95,7 @@ func (r *Report) Start(s *Start) error { r.now.start = s; return nil }
 
 // Namespace keeps a namespace's name.
 func (r *Report) Namespace(ns event.Namespace) {
-	if ns.Name != "" {
+	if ns.Name != "" && len(r.now.names) < maxNames {
 		r.now.names[ns.Inode] = ns.Name
 	}
 }
@@ -149,6 +154,13 @@ func (r *Report) Lost(l *Lost) error {
 	for _, have := range r.now.lost {
 		if have.Where == l.Where {
 			have.Count += l.Count
+			return nil
+		}
+	}
+	if len(r.now.lost) >= maxWhere {
+		l = &Lost{Time: l.Time, Where: "elsewhere", Count: l.Count}
+		if last := r.now.lost[len(r.now.lost)-1]; last.Where == l.Where {
+			last.Count += l.Count
 			return nil
 		}
 	}

@@ -23,6 +23,9 @@ func overlaps(a, b *Conn) bool {
 	return af-slack <= bt && bf-slack <= at
 }
 
+// maxSteps bounds how many connections are looked at for the other end of one.
+const maxSteps = 256
+
 // link finds the other end of c on this host: the reversed addresses in the
 // same namespace or, where there is just one candidate, in another.
 func (t *Tracker) link(c *Conn) {
@@ -33,7 +36,10 @@ func (t *Tracker) link(c *Conn) {
 	var here, there *Conn
 	others := 0
 	loopback := c.Local().Addr().IsLoopback() || c.Remote().Addr().IsLoopback()
-	for d := t.byTuple.first(c.local, c.remote, c.lport, c.rport); d != nil; d = d.nextTuple {
+	// One tuple's connections are few, unless somebody has made them up.
+	steps := 0
+	for d := t.byTuple.first(c.local, c.remote, c.lport, c.rport); d != nil && steps < maxSteps; d = d.nextTuple {
+		steps++
 		if d == c || d.lport != c.rport || d.rport != c.lport || d.local != c.remote || d.remote != c.local {
 			continue
 		}

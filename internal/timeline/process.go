@@ -32,7 +32,14 @@ type processes struct {
 	max   int
 	byKey map[processKey]*process
 	byPID map[uint32]event.Process
+	bytes int // of texts in byPID
 }
+
+// maxProcessText bounds what is kept of the processes' names and paths, in
+// bytes: hundreds for each of very many.
+const maxProcessText = 32 << 20
+
+func textOf(p event.Process) int { return len(p.Comm) + len(p.Cgroup) + len(p.Exe) }
 
 func newProcesses(max int) processes {
 	return processes{max: max, byKey: make(map[processKey]*process), byPID: make(map[uint32]event.Process)}
@@ -55,9 +62,11 @@ func (ps *processes) intern(pid uint32, comm event.Comm, cgroup uint64) *process
 }
 
 func (ps *processes) learn(q event.Process) {
-	if len(ps.byPID) >= ps.max {
+	if len(ps.byPID) >= ps.max || ps.bytes+textOf(q) > maxProcessText {
 		clear(ps.byPID)
+		ps.bytes = 0
 	}
+	ps.bytes += textOf(q) - textOf(ps.byPID[q.PID])
 	ps.byPID[q.PID] = q
 	var comm event.Comm
 	copy(comm[:len(comm)-1], q.Comm)

@@ -69,6 +69,8 @@ type Tracker struct {
 	timers   []keepalive
 	missing  []missing
 	lostAt   int64
+	// lostAfter is how many events had come when what lives was last marked.
+	lostAfter uint64
 }
 
 // pastSocks is how many sockets that ended are remembered, so that a snapshot
@@ -206,6 +208,10 @@ func (t *Tracker) Lost(at int64, l event.Lost) {
 		return
 	}
 	t.lostAt = max(t.lostAt, at)
+	if t.lostAfter == t.stats.Events && t.lostAfter != 0 {
+		return // nothing has come since they were marked
+	}
+	t.lostAfter = t.stats.Events
 	for _, half := range [...]*list{&t.live, &t.half} {
 		for c := half.oldest; c != nil; c = c.newer {
 			c.flags |= flagLost

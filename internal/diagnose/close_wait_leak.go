@@ -24,8 +24,11 @@ CLOSE_WAIT is a result and not a cause. No sysctl closes these sockets: only the
 Sockets that were in CLOSE_WAIT before tracing began count too; their age is then known as "at least".`,
 	Counts: "connections found forgotten so far",
 	Evidence: []DocKey{
-		{"count", "connections", "now forgotten in CLOSE_WAIT"},
+		{"count", "connections", "now forgotten in CLOSE_WAIT; once all are closed, the most that were at a time"},
+		{"peak", "connections", "the most that were forgotten at a time"},
+		{"gone", "", "whether all are closed by now, by the process or by its end; the other facts are then the last before that"},
 		{"remote", "", "where they go; without a port where this host is the server"},
+		{"service", "", "the listening address where this host is the server, else the remote one; null where it is not known or not one"},
 		{"oldest_s", "s", "age of the oldest, at least"},
 		{"newest_s", "s", "age of the newest, at least"},
 		{"age", "", "exact where every FIN was seen, else at least"},
@@ -69,6 +72,9 @@ type leak struct {
 	key          Key
 	owner        timeline.Owner
 	remote       string
+	service      netip.AddrPort // the server's address, without an IP address where there are several
+	role         timeline.Role
+	services     bool  // more than one, or not known which end serves
 	at           int64 // of this count
 	count        int
 	oldest       int64 // since when
@@ -103,7 +109,7 @@ func (r *closeWaitLeak) Tick(x *Engine, now int64, t *timeline.Tracker) {
 
 	groups := make(map[Key]*leak)
 	var order []*leak
-	for c := range t.Conns() {
+	for c := range x.conns(t) {
 		if c.State() != event.StateCloseWait || c.Phase() != timeline.PhaseSocket {
 			continue
 		}
@@ -128,7 +134,7 @@ func (r *closeWaitLeak) Tick(x *Engine, now int64, t *timeline.Tracker) {
 				continue
 			}
 			l = old
-			l.count, l.recent, l.at = 0, 0, now
+			l.count = 0 // the rest stays as it was
 			groups[k] = l
 		}
 	}
@@ -224,7 +230,20 @@ func (r *closeWaitLeak) group(groups map[Key]*leak, order *[]*leak, c *timeline.
 	return l
 }
 
+// serves takes note of which service c belongs to.
+func (l *leak) serves(c *timeline.Conn) {
+	a, _ := place(c)
+	switch {
+	case c.Role() == timeline.RoleUnknown || l.count > 0 && (l.role != c.Role() || l.service.Port() != a.Port()):
+		l.services = true
+	case l.count > 0 && l.service != a:
+		a = netip.AddrPortFrom(netip.Addr{}, a.Port())
+	}
+	l.service, l.role = a, c.Role()
+}
+
 func (l *leak) add(t *timeline.Tracker, c *timeline.Conn, since int64, exact, sure bool) {
+	l.serves(c)
 	l.count++
 	l.oldest, l.newest = min(l.oldest, since), max(l.newest, since)
 	l.exact, l.sure = l.exact && exact, l.sure && sure
@@ -263,6 +282,13 @@ func (r *closeWaitLeak) settle(x *Engine, groups map[Key]*leak, order []*leak) {
 	}
 	for k, l := range groups {
 		s := sizes[processKey{k.Netns, k.PID}]
+		old := r.found[k]
+		if l.count == 0 {
+			if v := x.kept[liveKey{ruleIndex(r), k}]; v != nil {
+				v.finding, v.dirty = l, true
+			}
+			continue
+		}
 		l.total, l.remotes, l.typical = 0, len(s), 0
 		for _, n := range s {
 			l.total += n
@@ -270,10 +296,9 @@ func (r *closeWaitLeak) settle(x *Engine, groups map[Key]*leak, order []*leak) {
 		if len(s) > 0 {
 			l.typical = s[len(s)/2]
 		}
-		old := r.found[k]
 		if v := x.kept[liveKey{ruleIndex(r), k}]; v != nil {
 			v.finding = l
-			if old == nil || old.count != l.count || l.count == 0 {
+			if old == nil || old.count != l.count {
 				v.dirty = true
 			}
 		}
@@ -300,11 +325,29 @@ func (l *leak) Describe(x *Engine, v *Verdict) {
 	if !l.owner.Known() {
 		who = "their process"
 	}
-	v.Story = fmt.Sprintf("%d %s to %s in CLOSE_WAIT, %s%s%s: the peer closed, %s has not called close()",
-		l.count, noun, l.remote, since, atLeast, timeline.Duration(oldest), who)
+	where := "to " + l.remote
+	service := Fact{Key: "service", Note: "several"}
+	switch {
+	case l.services && l.role == timeline.RoleUnknown:
+		service.Note = "which end is the server is not known"
+	case l.services || l.key.What != "" && l.role != timeline.RoleServer:
+	case l.service.Addr().IsValid():
+		service = Fact{Key: "service", Value: l.service.String()}
+	default:
+		service = Fact{Key: "service", Value: fmt.Sprintf("port %d", l.service.Port())}
+	}
+	if l.role == timeline.RoleServer && service.Value != nil {
+		where = fmt.Sprintf("of %s to %s", service.Value, l.remote)
+	}
+	v.Story = fmt.Sprintf("%d %s %s in CLOSE_WAIT, %s%s%s: the peer closed, %s has not called close()",
+		l.count, noun, where, since, atLeast, timeline.Duration(oldest), who)
 	if l.count == 0 {
-		v.Story = fmt.Sprintf("%s held up to %d sockets to %s in CLOSE_WAIT, for up to %s; they are closed now, by the process or by its end",
-			who, l.most, l.remote, timeline.Duration(l.longest))
+		v.Story = fmt.Sprintf("%s held up to %d sockets %s in CLOSE_WAIT, for up to %s; they are closed now, by the process or by its end",
+			who, l.most, where, timeline.Duration(l.longest))
+	}
+	count := Fact{Key: "count", Value: int64(l.count)}
+	if l.count == 0 {
+		count = Fact{Key: "count", Value: int64(l.most), Note: "the most at a time: all are closed by now"}
 	}
 	keepalive := "mixed"
 	switch {
@@ -335,8 +378,11 @@ func (l *leak) Describe(x *Engine, v *Verdict) {
 	window := min(max(time.Duration(l.at-l.oldest), time.Minute), closeWaitRecent)
 	growth := math.Round(float64(l.recent)/window.Minutes()*10) / 10
 	v.Evidence = Evidence{
-		{Key: "count", Value: int64(l.count)},
+		count,
+		{Key: "peak", Value: int64(max(l.most, l.count))},
+		{Key: "gone", Value: l.count == 0},
 		{Key: "remote", Value: l.remote},
+		service,
 		{Key: "oldest_s", Value: seconds(oldest)},
 		{Key: "newest_s", Value: seconds(newest)},
 		{Key: "age", Value: age},

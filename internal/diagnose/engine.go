@@ -126,9 +126,10 @@ type Key struct {
 // Bits of timeline.Conn.Tag: the lowest are the codes in the order of the
 // catalogue, the highest the engine's own.
 const (
-	tagHeld  = 1 << 31 // counted among the connections that its process holds
-	tagBad   = 1 << 30 // part of a verdict that is not merely informational
-	tagCodes = tagBad - 1
+	tagHeld   = 1 << 31 // counted among the connections that its process holds
+	tagBad    = 1 << 30 // part of a verdict that is not merely informational
+	tagAtOnce = 1 << 29 // closed by its server right after accept()
+	tagCodes  = tagAtOnce - 1
 )
 
 const maxExamples = 5
@@ -326,6 +327,14 @@ func (w *wishes) take() []uint32 {
 	list := w.list
 	w.list = nil
 	return list
+}
+
+// clock is the time that has come, also to what is told before the next tick.
+func (x *Engine) clock() int64 {
+	if x.tracker == nil {
+		return x.now
+	}
+	return max(x.now, x.tracker.Now())
 }
 
 // Finish hands out the last word on every verdict, in the order in which they

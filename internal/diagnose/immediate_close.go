@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -28,7 +29,7 @@ Without such a plateau the cause stays open (an access list, a failing handler, 
 		{"unread_bytes", "bytes", "the most that had arrived and was not read"},
 		{"live_connections", "connections", "held by the process on this listener at the last such close, without those just accepted"},
 		{"plateau", "connections", "that number, where it was the same at each of the recent closes; else null"},
-		{"accepted", "connections", "accepted by the process in the same time"},
+		{"accepted", "connections", "accepted by the process in the time of the recent closes (32 at most)"},
 		{"clients", "count", "different client addresses"},
 	},
 	Fix: []string{
@@ -44,15 +45,20 @@ const (
 	immediateRefusal = 512              // bytes: a longer answer is no refusal
 	immediateKept    = 32               // recent closes remembered
 	youngKept        = 512              // recent accepts remembered
+
+	// A close that would be a reset of its own waits this long for others like
+	// it before it is told as one.
+	immediatePatience = 5 * time.Second
 )
 
 // immediateClose follows what each process holds on each of its listeners.
 type immediateClose struct {
-	found groups[Key, *holding]
+	found   groups[Key, *holding]
+	pending []*holding // whose recent closes were amid a burst that is not over
 }
 
 func newImmediateClose() *immediateClose {
-	return &immediateClose{groups[Key, *holding]{max: 4096}}
+	return &immediateClose{found: groups[Key, *holding]{max: 4096}}
 }
 
 func (*immediateClose) Code() string { return codeImmediateClose }
@@ -60,19 +66,24 @@ func (*immediateClose) Doc() Doc     { return docImmediateClose }
 
 // holding is what one process holds on one listening address.
 type holding struct {
+	key      Key
 	name     netip.AddrPort
 	owner    timeline.Owner
 	lis      *timeline.Listener
-	live     int              // connections held
-	young    []*timeline.Conn // of these accepted a moment ago, oldest first
-	accepted uint64           // so far
+	live     int     // connections held
+	young    []young // of these accepted a moment ago, oldest first
+	accepted uint64  // so far
+	pending  bool    // it stands in the rule's list
 
 	closes  []immediate // recent ones, oldest first
+	began   int64       // the first of them since there was none for a second
 	total   uint64
 	unsaid  uint64           // of total, not yet part of the verdict
+	first   int64            // of these
 	waiting []*timeline.Conn // the newest of these, oldest first
 	clients addresses
 	shown   pattern // when the verdict last held
+	said    int64   // the newest close that was part of it
 
 	// Was the plateau left and reached again, and did it hold? Then it is a
 	// limit and no coincidence.
@@ -81,10 +92,17 @@ type holding struct {
 	regrown bool
 }
 
+// young is a connection of which it is not known yet whether it is held.
+type young struct {
+	c *timeline.Conn
+	n uint64 // it was the n-th that was accepted
+}
+
 type immediate struct {
 	at       int64
 	after    time.Duration
 	live     int // -1 not known
+	young    int // connections of which it is not known yet whether they were held too
 	accepted uint64
 	written  uint64
 	unread   uint64
@@ -138,13 +156,97 @@ func (r *immediateClose) holding(c *timeline.Conn) *holding {
 	k := holdingKey(c)
 	p := r.found.make(k)
 	if *p == nil {
-		*p = &holding{name: k.Addr, owner: c.Owner()}
+		*p = &holding{key: k, name: k.Addr, owner: c.Owner()}
 	}
 	(*p).lis = c.Listener()
 	return *p
 }
 
-func (r *immediateClose) Ended(x *Engine, c *timeline.Conn) { r.count(c) }
+func (r *immediateClose) Ended(x *Engine, c *timeline.Conn) {
+	r.count(c)
+	for _, c := range []*timeline.Conn{c, c.Peer()} {
+		if c == nil || !closedAtOnce(x, c) {
+			continue
+		}
+		if p := r.found.get(holdingKey(c)); p != nil && (*p).pending {
+			(*p).settle(x, x.clock())
+			r.judge(x, *p)
+		}
+		r.mark(x, c)
+	}
+}
+
+// closedAtOnce reports whether c was closed right after accept(), or may have
+// been, where its accept() was missed.
+func closedAtOnce(x *Engine, c *timeline.Conn) bool {
+	if c.Tag&tagAtOnce != 0 {
+		return true
+	}
+	if c.Role() != timeline.RoleServer || c.Accepted() || !x.o.Capabilities.HasAccept || c.Closer() != timeline.CloserLocal {
+		return false
+	}
+	t := c.Traffic()
+	return t.BytesReceived <= uint64(t.Unread) && t.BytesSent > 0 && t.BytesSent <= immediateRefusal
+}
+
+// mark makes c part of the verdict, if it was counted in it.
+func (r *immediateClose) mark(x *Engine, c *timeline.Conn) bool {
+	if c == nil || !closedAtOnce(x, c) {
+		return false
+	}
+	if tagged(r, c) {
+		return true
+	}
+	p := r.found.get(holdingKey(c))
+	if p == nil {
+		return false
+	}
+	l := x.kept[liveKey{ruleIndex(r), (*p).key}]
+	end := c.Find(timeline.EntryFINSent, timeline.EntryClosed)
+	if l == nil || end == nil || end.At > (*p).said {
+		return false
+	}
+	x.tag(r, c, l.v.Severity)
+	return true
+}
+
+// undecided reports whether c, closed immediately, may yet turn out to be part
+// of the verdict: there are others like it, and as many connections were held
+// at each of them.
+func (r *immediateClose) undecided(x *Engine, c *timeline.Conn) bool {
+	if c.Tag&tagAtOnce == 0 || r.mark(x, c) {
+		return false
+	}
+	p := r.found.get(holdingKey(c))
+	if p == nil {
+		return false
+	}
+	lately, lo, hi := 0, math.MaxInt, 0
+	for _, i := range (*p).closes {
+		if x.clock()-i.at > int64(immediatePatience) {
+			continue
+		}
+		lately++
+		if i.young == 0 {
+			lo, hi = min(lo, i.live), max(hi, i.live)
+		}
+	}
+	return lately > 1 && lo > 0 && hi-lo <= 1
+}
+
+// Tick judges what had to wait for the connections of a burst to come of age.
+func (r *immediateClose) Tick(x *Engine, now int64, _ *timeline.Tracker) {
+	keep := r.pending[:0]
+	for _, h := range r.pending {
+		h.settle(x, now)
+		r.judge(x, h)
+		if h.pending = h.unsettled() || len(h.closes) > 0 && h.unsaid > 0 && now-h.began <= int64(x.o.Immediate); h.pending {
+			keep = append(keep, h)
+		}
+	}
+	clear(r.pending[len(keep):])
+	r.pending = keep
+}
 
 func (r *immediateClose) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if c.Role() != timeline.RoleServer {
@@ -162,10 +264,11 @@ func (r *immediateClose) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 			r.ending(x, c, end)
 			return
 		}
-		if len(h.young) >= youngKept {
+		if len(h.young) >= youngKept { // too many to wait for
+			h.leave(h.young[0], true)
 			h.young = append(h.young[:0], h.young[1:]...)
 		}
-		h.young = append(h.young, c)
+		h.young = append(h.young, young{c, h.accepted})
 	case timeline.EntryFINSent, timeline.EntryClosed:
 		r.ending(x, c, e)
 	}
@@ -182,14 +285,16 @@ func (r *immediateClose) ending(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 func (h *holding) settle(x *Engine, now int64) {
 	keep := h.young[:0]
 	grown := false
-	for _, c := range h.young {
-		a := c.Find(timeline.EntryAccepted)
+	for _, y := range h.young {
+		a := y.c.Find(timeline.EntryAccepted)
 		switch {
-		case c.Tag&tagHeld == 0 || a == nil:
+		case y.c.Tag&tagHeld == 0 || a == nil:
+			h.leave(y, false)
 		case now-a.At > int64(x.o.Immediate):
 			grown = true
+			h.leave(y, true)
 		default:
-			keep = append(keep, c)
+			keep = append(keep, y)
 		}
 	}
 	clear(h.young[len(keep):])
@@ -203,6 +308,31 @@ func (h *holding) settle(x *Engine, now int64) {
 	case n > h.plateau: // so it was no limit
 		h.closes, h.plateau, h.dipped, h.regrown = h.closes[:0], 0, false, false
 	}
+}
+
+// leave tells the closes before which y was accepted whether it was held.
+func (h *holding) leave(y young, held bool) {
+	for j := range h.closes {
+		i := &h.closes[j]
+		if i.young == 0 || i.accepted < y.n {
+			continue
+		}
+		i.young--
+		if held && i.live >= 0 {
+			i.live++
+		}
+	}
+}
+
+// unsettled reports whether there are closes of which it is not known yet how
+// many connections were held.
+func (h *holding) unsettled() bool {
+	for _, i := range h.closes {
+		if i.young > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // closed looks at a connection that the server closed first.
@@ -221,14 +351,21 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 	}
 	h := r.holding(c)
 	h.settle(x, e.At)
-	i := immediate{at: e.At, after: after, live: -1, accepted: h.accepted, written: t.BytesSent, unread: uint64(t.Unread)}
+	c.Tag |= tagAtOnce
+	i := immediate{at: e.At, after: after, live: -1, young: len(h.young), accepted: h.accepted, written: t.BytesSent, unread: uint64(t.Unread)}
 	if h.countable(x, c) {
 		i.live = max(0, h.live-len(h.young))
 	}
 	for len(h.closes) > 0 && (len(h.closes) >= immediateKept || e.At-h.closes[0].at > int64(immediateWindow)) {
 		h.closes = h.closes[:copy(h.closes, h.closes[1:])]
 	}
+	if n := len(h.closes); n == 0 || e.At-h.closes[n-1].at > int64(time.Second) {
+		h.began = e.At
+	}
 	h.closes = append(h.closes, i)
+	if h.unsaid == 0 {
+		h.first = e.At
+	}
 	h.total++
 	h.unsaid++
 	if len(h.waiting) >= immediateLeast {
@@ -236,14 +373,30 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 	}
 	h.waiting = append(h.waiting, c)
 	h.clients.add(c.Remote().Addr())
-	plateau, same := h.level()
-	if plateau == 0 && !h.most() {
+	r.judge(x, h)
+	if !h.pending && (h.unsaid > 0 || i.young > 0) && len(h.closes) >= immediateLeast {
+		h.pending = true
+		r.pending = append(r.pending, h)
+	}
+}
+
+// judge reports what the recent closes have in common, unless nothing was
+// added.
+func (r *immediateClose) judge(x *Engine, h *holding) {
+	if len(h.closes) == 0 {
 		return
 	}
-	// Connections count as held once they are not young any more: wait until
-	// those of the same burst are.
-	if plateau == 0 && e.At-h.closes[0].at <= int64(x.o.Immediate) {
+	plateau, same := h.level()
+	if plateau == 0 && !h.most() || h.unsaid == 0 && plateau == h.shown.plateau {
 		return
+	}
+	newest := h.closes[len(h.closes)-1].at
+	if plateau == 0 {
+		// Connections count as held once they are not young any more: wait until
+		// those of the same burst are.
+		if h.unsaid == 0 || max(newest, x.clock())-h.began <= int64(x.o.Immediate) {
+			return
+		}
 	}
 	if same && h.plateau != plateau {
 		h.plateau, h.dipped, h.regrown = plateau, false, false
@@ -251,9 +404,10 @@ func (r *immediateClose) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) 
 	h.shown = h.pattern(plateau, same && h.regrown)
 	n := h.unsaid
 	h.unsaid = 0
+	h.said = max(h.said, newest)
 	// Those before may have been handed out as ended; but their other ends, which
 	// hear of it later, ask.
-	x.Report(r, holdingKey(c), h, e.At, n, h.waiting...)
+	x.Report(r, h.key, h, newest, n, h.waiting...)
 	clear(h.waiting)
 	h.waiting = h.waiting[:0]
 }
@@ -264,18 +418,19 @@ func (h *holding) countable(x *Engine, c *timeline.Conn) bool {
 	return x.complete(c.Netns()) || h.lis != nil && h.lis.Opened != 0 && (x.tracker == nil || x.tracker.LostAt() == 0)
 }
 
-// level returns the number of connections held at each of the recent closes,
-// 0 if it was not the same (give or take one that was just ending) or not
-// known. same is whether it was exactly the same.
+// level returns the number of connections held at each of the recent closes of
+// which that is settled, 0 if it was not the same (give or take one that was
+// just ending) or not known. same is whether it was exactly the same.
 func (h *holding) level() (n int, same bool) {
-	if len(h.closes) < immediateLeast {
-		return 0, false
-	}
-	lo, hi := h.closes[0].live, h.closes[0].live
+	lo, hi, settled := math.MaxInt, 0, 0
 	for _, i := range h.closes {
+		if i.young > 0 {
+			continue
+		}
+		settled++
 		lo, hi = min(lo, i.live), max(hi, i.live)
 	}
-	if lo <= 0 || hi-lo > 1 || hi-lo == 1 && lo < immediateLeast {
+	if settled < immediateLeast || lo <= 0 || hi-lo > 1 || hi-lo == 1 && lo < immediateLeast {
 		return 0, false
 	}
 	return hi, lo == hi
@@ -302,7 +457,7 @@ func (h *holding) acceptedSince() uint64 {
 }
 
 // since is when the first of the closes was.
-func (h *holding) since() int64 { return h.closes[0].at }
+func (h *holding) since() int64 { return h.first }
 
 func (h *holding) pattern(plateau int, certain bool) pattern {
 	p := pattern{
@@ -313,6 +468,9 @@ func (h *holding) pattern(plateau int, certain bool) pattern {
 		certain:  certain,
 	}
 	for _, i := range h.closes {
+		if i.young == 0 {
+			p.live = i.live
+		}
 		p.after, p.written, p.unread = max(p.after, i.after), max(p.written, i.written), max(p.unread, i.unread)
 	}
 	return p

@@ -22,7 +22,7 @@ A request that was answered before the peer closed is ordinary (HTTP with "Conne
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"count", "connections", "so far"},
-		{"window_ms", "ms", "time from the first to the last of them, since the loop last paused"},
+		{"window_ms", "ms", "from the first connect() to the end of the last of them, since the loop last paused"},
 		{"lifetime_ms", "ms", "the longest that one of them lived"},
 		{"destination", "", "where to"},
 		{"bytes_sent", "bytes", "the most that was sent on one of them"},
@@ -65,8 +65,8 @@ type loop struct {
 	doubts []doubtful     // of these, the newest that may not have
 	recent []reconnection // the last loopLeast that were ended at once
 	run    uint64         // how many in a row without a pause
-	began  int64          // when that was
-	last   int64
+	began  int64          // when the first of these was opened
+	last   int64          // when the last of them ended
 	unsaid uint64
 
 	count          uint64
@@ -129,12 +129,12 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 // add counts a connection that was ended at once.
 func (l *loop) add(c *timeline.Conn, at int64, fin bool, lifetime time.Duration) {
 	if at-l.last > int64(loopWindow) || l.run == 0 {
-		l.run, l.began, l.unsaid = 0, at, 0
+		l.run, l.began, l.unsaid = 0, c.Seen(), 0
 		l.recent = l.recent[:0]
 	}
 	l.run++
 	l.unsaid++
-	l.last = max(l.last, at)
+	l.began, l.last = min(l.began, c.Seen()), max(l.last, at)
 	if len(l.recent) >= loopLeast {
 		l.recent = l.recent[:copy(l.recent, l.recent[1:])]
 	}

@@ -45,10 +45,14 @@ Information: a server's connection that was reset before anything was exchanged 
 }
 
 type resetReceived struct {
-	found groups[Key, *resetsIn]
+	found   groups[Key, *resetsIn]
+	hangups *immediateClose
+	later   later
 }
 
-func newResetReceived() *resetReceived { return &resetReceived{groups[Key, *resetsIn]{max: 4096}} }
+func newResetReceived(hangups *immediateClose) *resetReceived {
+	return &resetReceived{found: groups[Key, *resetsIn]{max: 4096}, hangups: hangups}
+}
 
 func (*resetReceived) Code() string { return codeResetReceived }
 func (*resetReceived) Doc() Doc     { return docResetReceived }
@@ -87,13 +91,40 @@ const (
 // longSilence makes one suspect that somebody on the way forgot the connection.
 const longSilence = time.Minute
 
+// resetSlack is how much later the two ends of a connection may be told as
+// ended, at most.
+const resetSlack = 500 * time.Millisecond
+
 func exchanged(t event.Traffic) bool { return t.BytesSent > 0 && t.BytesReceived > 0 }
 
+// Ended waits for the verdict about the other end where reset-sent does so.
 func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 	phase, e := resetPhase(c)
 	if e == nil {
 		return
 	}
+	if p := c.Peer(); p != nil && r.hangups.undecided(x, p) &&
+		r.later.put(c, x.clock()+int64(immediatePatience+resetSlack)) {
+		return
+	}
+	r.judge(x, c, phase, e)
+}
+
+func (r *resetReceived) Tick(x *Engine, now int64, _ *timeline.Tracker) {
+	r.later.take(now, func(c *timeline.Conn) bool { return r.hangups.mark(x, c.Peer()) }, func(c *timeline.Conn) { r.again(x, c) })
+}
+
+func (r *resetReceived) Finish(x *Engine) {
+	r.later.rest(func(c *timeline.Conn) { r.again(x, c) })
+}
+
+func (r *resetReceived) again(x *Engine, c *timeline.Conn) {
+	if phase, e := resetPhase(c); e != nil {
+		r.judge(x, c, phase, e)
+	}
+}
+
+func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *timeline.Entry) {
 	t := c.Traffic()
 	key := x.crewKey(c.Netns(), c.Owner())
 	key.What = phase
@@ -108,6 +139,7 @@ func (r *resetReceived) Ended(x *Engine, c *timeline.Conn) {
 	var causes []string
 	manner := mannerOther
 	if p := c.Peer(); p != nil {
+		r.hangups.mark(x, p)
 		left := forgettable(x, p)
 		if left && (c.Role() == timeline.RoleServer || phase == phaseHalfClosed) {
 			return // what the other end left was the last of it

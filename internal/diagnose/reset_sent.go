@@ -19,6 +19,8 @@ var docResetSent = Doc{
 
 Severities: data lost unread by an application that did not look at it is a warning. A reset on purpose (SO_LINGER with a timeout of 0), data that came after close(), or leftovers that nobody waits for any more is information.
 
+Where a process closed several connections right after accept(), having read nothing, this verdict waits up to 5 s for what they have in common: those that are part of immediate-close are not told twice.
+
 Not reported: RSTs to stray segments of connections that are closed already, to SYNs for closed ports, and to final ACKs at a full accept queue (accept-queue-overflow); a few unread bytes after an exchange that the peer had closed too, or that may be a TLS close notification.
 
 ` + docCrewMeaning + ` Where a process ended or was killed, the kernel closed its connections in its stead, and the cause says so.`,
@@ -79,10 +81,14 @@ var (
 )
 
 type resetSent struct {
-	found groups[Key, *resets]
+	found   groups[Key, *resets]
+	hangups *immediateClose
+	later   later
 }
 
-func newResetSent() *resetSent { return &resetSent{groups[Key, *resets]{max: 4096}} }
+func newResetSent(hangups *immediateClose) *resetSent {
+	return &resetSent{found: groups[Key, *resets]{max: 4096}, hangups: hangups}
+}
 
 func (*resetSent) Code() string { return codeResetSent }
 func (*resetSent) Doc() Doc     { return docResetSent }
@@ -100,8 +106,25 @@ type resets struct {
 	past      bool // only minisockets were left, which keep no counts
 }
 
-// Ended waits for the RST, which follows the close.
+// Ended waits for the RST, which follows the close, and where that may be one
+// of many immediate ones, for what these have in common.
 func (r *resetSent) Ended(x *Engine, c *timeline.Conn) {
+	if r.hangups.undecided(x, c) && r.later.put(c, x.clock()+int64(immediatePatience)) {
+		return
+	}
+	r.judge(x, c)
+}
+
+func (r *resetSent) Tick(x *Engine, now int64, _ *timeline.Tracker) {
+	r.later.take(now, func(c *timeline.Conn) bool { return r.hangups.mark(x, c) }, func(c *timeline.Conn) { r.judge(x, c) })
+}
+
+func (r *resetSent) Finish(x *Engine) {
+	r.later.rest(func(c *timeline.Conn) { r.judge(x, c) })
+}
+
+func (r *resetSent) judge(x *Engine, c *timeline.Conn) {
+	r.hangups.mark(x, c)
 	for _, code := range []string{codeAcceptQueueOverflow, codeImmediateClose, codeKeepaliveTimeout, codeAbortedOnMemory} {
 		if c.Tag&(1<<codeIndex[code]) != 0 {
 			return // named already

@@ -8,13 +8,13 @@ import (
 // also the order in which they hear of an event: a rule may look at what the
 // ones before it said of the same connection.
 func newRules() []Rule {
-	scans := newSYNScan()
+	scans, hangups := newSYNScan(), newImmediateClose()
 	return []Rule{
 		newAcceptQueueOverflow(),
 		backlogClamped{},
 		newSYNQueueOverflow(),
 		scans,
-		newImmediateClose(),
+		hangups,
 		newReconnectLoop(),
 		newCloseWaitLeak(),
 		newFinWaitStuck(),
@@ -32,8 +32,8 @@ func newRules() []Rule {
 		newRetransmissionTimeout(),
 		newPAWSRejected(),
 		newAbortedOnMemory(),
-		newResetSent(),
-		newResetReceived(),
+		newResetSent(hangups),
+		newResetReceived(hangups),
 		newFinalACKLost(),
 		newHandshakeTimeout(),
 	}

@@ -23,7 +23,7 @@ A connection counts when it waited longer than --slow-accept (200 ms). An event 
 
 The wait is measured from the end of the handshake to accept(). With TCP_DEFER_ACCEPT the kernel ends the handshake when data comes, so that waiting for the client's data does not count. Connections that came before the application's first accept() (a service that starts, socket activation) did wait, and count.
 
-The queue had room: what does not fit any more is accept-queue-overflow, and both are told where both happened. A connection that is still in the queue counts once a snapshot of the sockets has shown it there after the limit.`,
+The queue had room: what does not fit any more is accept-queue-overflow, and both are told where both happened. A connection that is still in the queue counts once a snapshot of the sockets has shown it there after the limit; one that came behind such a connection and ended before it was looked at counts too, as accept() takes the oldest first. Where no snapshot came in time, connections that nobody accepted are not counted.`,
 	Counts: "connections that waited too long, those included that still wait",
 	Evidence: []DocKey{
 		{"wait_ms_max", "ms", "longest wait; at least that where the connection still waits"},
@@ -31,7 +31,7 @@ The queue had room: what does not fit any more is accept-queue-overflow, and bot
 		{"queue_len", "connections", "the most that were seen waiting at a time"},
 		{"backlog_limit", "connections", "limit of the queue; null if not seen"},
 		{"waiting", "connections", "still waiting, longer than the limit"},
-		{"never_accepted", "connections", "ended while waiting"},
+		{"never_accepted", "connections", "ended while waiting, at least"},
 		{"share_percent", "%", "of the connections accepted in the last one to two minutes, how many waited too long; null if none was accepted"},
 		{"first_accept_ms", "ms", "from listen() to the first accept(); null where either was not seen"},
 	},
@@ -89,6 +89,7 @@ type waiter struct {
 	q     *acceptQueue
 	since int64
 	n     uint64 // it was the n-th that came to its queue
+	told  bool   // a snapshot found it waiting
 }
 
 // acceptQueue is one listening address.
@@ -100,6 +101,7 @@ type acceptQueue struct {
 
 	came        uint64 // connections so far
 	firstAccept int64  // on lis; 0 unknown
+	stuck       int64  // since when the first waits that a snapshot found waiting, unless one that came later was accepted since; 0 none
 	past, now   waits  // of the last full minute and of this one
 	minute      int64
 
@@ -146,7 +148,7 @@ func (r *slowAccept) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		q := r.queueOf(c)
 		q.came++
 		if !c.Accepted() { // accept() can come first
-			r.push(waiter{c, q, e.At, q.came})
+			r.push(waiter{c: c, q: q, since: e.At, n: q.came})
 		}
 	case timeline.EntryAccepted:
 		if x.o.Capabilities.HasAccept {
@@ -212,6 +214,9 @@ func (r *slowAccept) accepted(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if !q.owner.Known() {
 		q.owner = c.Owner()
 	}
+	if since >= q.stuck {
+		q.stuck = 0
+	}
 	wait := time.Duration(max(0, e.At-since))
 	slow := wait > x.o.SlowAccept
 	q.record(wait, slow, e.At)
@@ -254,7 +259,7 @@ func (r *slowAccept) Changed(x *Engine, c *timeline.Conn) {
 		return
 	}
 	q := r.queueOf(c)
-	w := &waiter{c, q, c.Seen(), q.came}
+	w := &waiter{c: c, q: q, since: c.Seen(), n: q.came}
 	r.overdue = append(r.overdue, w)
 	r.byConn[c] = w
 }
@@ -278,7 +283,7 @@ func (r *slowAccept) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 	for _, w := range r.overdue {
 		if r.done(w.c) {
 			delete(r.byConn, w.c)
-			if !w.c.Accepted() && tagged(r, w.c) {
+			if !w.c.Accepted() && w.told {
 				w.q.never++
 				changed = append(changed, w.q)
 			}
@@ -295,6 +300,10 @@ func (r *slowAccept) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 			w.q.tooLong(x, wait, 0, w.since, seen)
 			changed = append(changed, w.q)
 		}
+		w.told = true
+		if w.q.stuck == 0 || w.since < w.q.stuck {
+			w.q.stuck = w.since
+		}
 		if !tagged(r, w.c) {
 			x.Report(r, w.q.key, w.q, now, 1, w.c)
 		}
@@ -305,6 +314,34 @@ func (r *slowAccept) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 		q.length = max(q.length, uint64(q.waiting))
 		x.touch(r, q.key)
 	}
+}
+
+// Ended counts a connection that came and ended between two snapshots, behind
+// one that a snapshot found waiting: accept() takes the oldest first, so that
+// nobody took this one either.
+func (r *slowAccept) Ended(x *Engine, c *timeline.Conn) {
+	if c.Role() != timeline.RoleServer || c.Accepted() || c.Incomplete() || tagged(r, c) || !x.o.Capabilities.HasAccept {
+		return
+	}
+	est, t := c.Find(timeline.EntryEstablished), c.Traffic()
+	if est == nil || t.BytesSent > 0 || t.BytesReceived > uint64(t.Unread) || c.Find(timeline.EntryFINSent) != nil {
+		return // some process had it
+	}
+	p := r.found.get(listenerKey(c))
+	if p == nil || (*p).stuck == 0 || est.At < (*p).stuck {
+		return
+	}
+	q, end := *p, c.Closed()
+	if end == 0 {
+		end = c.Last()
+	}
+	wait := time.Duration(end - est.At)
+	if wait <= x.o.SlowAccept {
+		return
+	}
+	q.never++
+	q.tooLong(x, wait, 0, est.At, end)
+	x.Report(r, q.key, q, end, 1, c)
 }
 
 // waits reports whether w is known to be in the queue still: a snapshot after

@@ -452,6 +452,10 @@ func recordFailure(err error) error {
 	if hint := recorder.Hint(err); hint != "" {
 		return &failure{err, hint, exitFailed}
 	}
+	if errors.Is(err, unix.EPIPE) {
+		// Of other output that would mean that somebody has seen enough.
+		return &failure{err, "whoever read the recording has gone: what came after is not kept", exitFailed}
+	}
 	return err
 }
 

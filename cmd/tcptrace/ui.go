@@ -265,10 +265,15 @@ func (u *ui) startLog() error {
 	return nil
 }
 
-// interruptible returns a context that SIGINT and SIGTERM end. A second one
-// kills, as if nobody had listened.
+// interruptible returns a context that SIGINT and SIGTERM end, and SIGHUP (the
+// terminal has gone) unless that was to be ignored, as under nohup. A second
+// one kills, as if nobody had listened.
 func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(ctx, ends...)
 	context.AfterFunc(ctx, stop)
 	return ctx, stop
 }

@@ -105,13 +105,10 @@ func (d *directory) create(base string, force bool) (*file, error) {
 	if err := d.vacant(base, force); err != nil {
 		return nil, err
 	}
-	if force {
-		// Whatever came there meanwhile, only its name goes.
-		if err := unix.Unlinkat(d.fd, base, 0); err != nil && err != unix.ENOENT {
-			return nil, &outfile.Error{Path: d.full(base), Err: err, Hint: writableHint(err)}
-		}
-	}
 	f, err := d.open(base)
+	if err == unix.EEXIST && force {
+		f, err = d.replace(base)
+	}
 	if err == unix.EEXIST {
 		err = fmt.Errorf("somebody made it meanwhile: %w", fs.ErrExist)
 	}
@@ -123,8 +120,32 @@ func (d *directory) create(base string, force bool) (*file, error) {
 	return f, nil
 }
 
-func (d *directory) open(base string) (*file, error) {
-	fd, err := unix.Openat(d.fd, base, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, outfile.Mode)
+// replace makes a file that takes the place of another one, which goes only
+// when there is something in its place.
+func (d *directory) replace(base string) (*file, error) {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, err
+	}
+	name := ".tcptrace-" + hex.EncodeToString(b[:])
+	f, err := d.openAs(name, base)
+	if err != nil {
+		return nil, err
+	}
+	// Of whatever came there meanwhile, only the name goes.
+	if err := unix.Renameat(d.fd, name, d.fd, base); err != nil {
+		f.f.Close()
+		_ = unix.Unlinkat(d.fd, name, 0)
+		return nil, err
+	}
+	return f, nil
+}
+
+func (d *directory) open(base string) (*file, error) { return d.openAs(base, base) }
+
+// openAs makes a file that is going to be called base.
+func (d *directory) openAs(name, base string) (*file, error) {
+	fd, err := unix.Openat(d.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, outfile.Mode)
 	if err != nil {
 		return nil, err
 	}

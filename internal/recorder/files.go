@@ -10,6 +10,9 @@ import (
 // partDigits is how many digits a part's number has at least in its name.
 const partDigits = 4
 
+// firstRoom is what a file takes at least, with room to spare, in bytes.
+const firstRoom = 64 << 10
+
 // planted bounds how many names that are taken are passed over.
 const planted = 1000
 
@@ -65,6 +68,10 @@ func (s *files) create(preamble *dump.Frame) (*output, error) {
 	if s.dir == nil {
 		out = newOutput(s.o, s.o.Out, nil)
 	} else {
+		// Before anything is replaced.
+		if err := s.o.room(s.dir.fd, s.dir.full(s.base), firstRoom); err != nil {
+			return nil, err
+		}
 		f, err := s.name()
 		if err != nil {
 			return nil, err

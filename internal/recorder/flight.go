@@ -47,7 +47,7 @@ type pending struct {
 // Trigger has a flight recorder write its window because of a verdict, once
 // what follows is in it. It belongs to the run's goroutine.
 func (r *Recorder) Trigger(code string) {
-	if r.air == nil || !r.begun || r.dead() {
+	if r.air == nil || !r.begun || r.over || r.dead() {
 		return
 	}
 	w := r.o.Window

@@ -91,7 +91,7 @@ func (out *output) frame(f *dump.Frame) error {
 // to begin a frame. checked keeps the floor of free space.
 func (out *output) write(b []byte, checked bool) error {
 	if checked && out.regular {
-		if err := out.o.room(out.f, out.name, len(b)); err != nil {
+		if err := out.o.room(int(out.f.Fd()), out.name, len(b)); err != nil {
 			return err
 		}
 	}
@@ -169,11 +169,11 @@ func (out *output) fail(err error, at int64, told uint64) error {
 }
 
 // room reports whether n bytes can be written to a file's file system.
-func (o *Options) room(f *os.File, name string, n int) error {
+func (o *Options) room(fd int, name string, n int) error {
 	if o.MinFree == 0 {
 		return nil
 	}
-	left, size, err := o.free(int(f.Fd()))
+	left, size, err := o.free(fd)
 	if err != nil {
 		return nil // then it shows as the disk is full
 	}

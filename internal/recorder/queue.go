@@ -10,11 +10,12 @@ import (
 type item struct {
 	frame *dump.Frame
 	do    func() error
+	holds int // bytes that do keeps
 }
 
 func (i item) size() int {
 	if i.frame == nil {
-		return 0
+		return i.holds
 	}
 	return cap(i.frame.Raw)
 }
@@ -38,7 +39,7 @@ func (q *queue) push(i item) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n := i.size()
-	if q.bytes > 0 && n > 0 && q.bytes+n > q.limit {
+	if i.frame != nil && q.bytes > 0 && q.bytes+n > q.limit {
 		return false
 	}
 	q.bytes += n

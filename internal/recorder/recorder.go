@@ -414,20 +414,24 @@ func (r *Recorder) settle() {
 	}
 }
 
-// turn begins another part or segment.
+// turn begins another part or segment, but not while the writer is behind: what
+// waits for it is bounded.
 func (r *Recorder) turn() {
+	if r.q.half() {
+		return
+	}
 	preamble := r.enc.Preamble()
 	r.due, r.began, r.want = false, r.now, true
 	now, before := r.now, r.total
 	if r.air != nil {
 		cutoff := r.cutoff()
 		r.air.long.Store(false)
-		r.q.push(item{do: func() error { r.air.segment(preamble, now, cutoff); return nil }})
+		r.q.push(item{holds: len(preamble.Raw), do: func() error { r.air.segment(preamble, now, cutoff); return nil }})
 		return
 	}
 	r.part++
 	r.raw = 0
-	r.q.push(item{do: func() error {
+	r.q.push(item{holds: len(preamble.Raw), do: func() error {
 		return r.files.next(preamble, dump.End{Reason: dump.EndRotated, At: now}, before)
 	}})
 }

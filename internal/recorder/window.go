@@ -176,7 +176,7 @@ func (w *window) spill(s *segment, one *sealed) error {
 		s.file = f
 	}
 	for {
-		err := w.o.room(s.file, w.o.Window.Spool, one.size)
+		err := w.o.room(int(s.file.Fd()), w.o.Window.Spool, one.size)
 		if err == nil {
 			break
 		}

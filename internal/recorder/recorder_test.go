@@ -979,3 +979,74 @@ func TestHint(t *testing.T) {
 	require.NotEmpty(t, Hint(fmt.Errorf("x: %w", syscall.EDQUOT)))
 	require.True(t, slices.Contains(strings.Fields(Hint(&SpaceError{})), "--min-free"))
 }
+
+// TestABlockedDiskKeepsNoPartsWaiting: each part that waits to be begun repeats
+// what was told of all processes.
+func TestABlockedDiskKeepsNoPartsWaiting(t *testing.T) {
+	var blocked atomic.Bool
+	release := make(chan struct{})
+	free := func(int) (uint64, uint64, error) {
+		if blocked.Load() {
+			<-release
+		}
+		return 1 << 40, 1 << 40, nil
+	}
+	const limit = 4 << 20
+	s := begin(t, Options{Path: filepath.Join(t.TempDir(), "a.tcpt"), MaxAge: time.Second, MinFree: 1, free: free, queue: limit})
+	for i := range 2000 {
+		s.r.Process(event.Process{PID: uint32(i + 100), Comm: "java", Cgroup: strings.Repeat("x", 200)})
+	}
+	s.settle()
+	blocked.Store(true)
+	for range 100 {
+		s.tick()
+	}
+	s.r.q.mu.Lock()
+	held, parts := s.r.q.bytes, 0
+	for _, i := range s.r.q.items {
+		if i.do != nil {
+			parts++
+		}
+	}
+	s.r.q.mu.Unlock()
+	require.Less(t, held, limit)
+	require.Less(t, parts, 10)
+	blocked.Store(false)
+	close(release)
+	require.NoError(t, s.end())
+}
+
+func TestATriggerAfterTheEndPromisesNothing(t *testing.T) {
+	both(t, func(t *testing.T, dir string, o Options, w Window) {
+		w.After = 30 * time.Second
+		s, said := flightRun(t, dir, o, w)
+		s.events(10)
+		s.tick()
+		require.NoError(t, s.end())
+		was := said.all()
+		s.r.Trigger("reset-sent")
+		require.Equal(t, was, said.all())
+	})
+}
+
+// TestForceLosesNothingForNothing: what is there goes when there is something
+// in its place, and not before.
+func TestForceLosesNothingForNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.tcpt")
+	require.NoError(t, os.WriteFile(path, []byte("precious"), 0o600))
+	r, err := Open(Options{Path: path, Force: true, MinFree: 1 << 62})
+	require.NoError(t, err)
+	require.Error(t, r.Begin(header()))
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, "precious", string(b))
+
+	s := begin(t, Options{Path: path, Force: true})
+	s.events(10)
+	require.NoError(t, s.end())
+	require.Len(t, read(t, path).events, 10)
+	names, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, names, 1, "nothing else is left behind")
+}

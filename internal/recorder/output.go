@@ -154,7 +154,7 @@ func (out *output) fail(err error, at int64, told uint64) error {
 	e := dump.End{Reason: dump.EndError, Text: err.Error(), At: at}
 	if out.o.Pseudonyms != nil {
 		// Where it was written is nobody's business.
-		e.Text = strings.ReplaceAll(e.Text, out.name, filepath.Base(out.name))
+		e.Text = strings.ReplaceAll(e.Text, filepath.Dir(out.name)+"/", "")
 	}
 	if n := told - out.before; n > 0 {
 		e.Text += fmt.Sprintf("; until then %s could not be written", count(n, "event"))

@@ -16,7 +16,9 @@ var docImmediateClose = Doc{
 	Code:     codeImmediateClose,
 	Severity: Error,
 	Summary:  "a server closed connections right after accept(), having read nothing, again and again",
-	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed.
+	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed. A connection counts as held once it is older than --immediate: in a burst that is known only so much later, and counts then for the closes before.
+
+A connection that is part of this verdict is not told as reset-sent too, though its server may have reset it.
 
 Nothing of this shows in the kernel's counters, in limits of the process or, often, in its log.
 

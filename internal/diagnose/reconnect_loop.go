@@ -16,7 +16,7 @@ var docReconnectLoop = Doc{
 	Summary:  "a client process connects to one destination again and again, and the peer ends each connection at once",
 	Meaning: `Seen from the client of a server that hangs up: at least 10 connections within 10 s, each ended by the peer's FIN or RST within 100 ms of the handshake, without a request being answered. Either nothing was exchanged, or the request got no answer, or the peer spoke a few words before it was asked anything, as a refusal does.
 
-A request that was answered before the peer closed is ordinary (HTTP with "Connection: close") and not counted, unless the server is on this host too and was found to close immediately.
+A request that was answered before the peer closed is ordinary (HTTP with "Connection: close") and not counted, unless the server is on this host too and was found to close immediately. A burst counts as well; where most connections were opened before those before them had ended, the verdict says "opened" and not "reconnected".
 
 ` + docCrewMeaning,
 	Counts: "connections",
@@ -67,6 +67,7 @@ type loop struct {
 	run    uint64         // how many in a row without a pause
 	began  int64          // when the first of these was opened
 	last   int64          // when the last of them ended
+	among  uint64         // of the run, opened before the one told before had ended
 	unsaid uint64
 
 	count          uint64
@@ -129,8 +130,11 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 // add counts a connection that was ended at once.
 func (l *loop) add(c *timeline.Conn, at int64, fin bool, lifetime time.Duration) {
 	if at-l.last > int64(loopWindow) || l.run == 0 {
-		l.run, l.began, l.unsaid = 0, c.Seen(), 0
+		l.run, l.began, l.among, l.unsaid = 0, c.Seen(), 0, 0
 		l.recent = l.recent[:0]
+	}
+	if l.run > 0 && c.Seen() < l.last {
+		l.among++
 	}
 	l.run++
 	l.unsaid++
@@ -237,8 +241,12 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 	}
 	v.Subject = Subject{"peer", destination(l.to)}
 	v.Process = process(l.who.last)
-	v.Story = fmt.Sprintf("%s reconnected %d times in %s to %s, each %s by the peer within %s, %s",
-		l.who.name(), l.run, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
+	did := fmt.Sprintf("reconnected %d times", l.run)
+	if 2*l.among > l.run { // it did not wait for the one to end
+		did = fmt.Sprintf("opened %d connections", l.run)
+	}
+	v.Story = fmt.Sprintf("%s %s in %s to %s, each %s by the peer within %s, %s",
+		l.who.name(), did, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
 	v.Evidence = Evidence{
 		{Key: "count", Value: int64(l.count)},
 		{Key: "window_ms", Value: int64(window / time.Millisecond)},

@@ -27,6 +27,13 @@ var immediateCloseCases = []Case{
 		}),
 	},
 	{
+		ID:    "A-burst",
+		Title: "the server at its limit, met by a burst of connections",
+		Story: "As case A-refusal, but nothing is held before: a client opens all its connections at once, " +
+			"and the server keeps the first and refuses the others within the same few milliseconds.",
+		Run: run(refusedBurst),
+	},
+	{
 		ID:    "A-healthy",
 		Title: "short requests that the server answers and closes",
 		Story: "The same traffic as case A, but the server reads each request and answers it before it " +
@@ -91,6 +98,58 @@ func immediateClose(ctx context.Context, env *Env, t *Truth, refusal string) err
 	}
 	t.Known["Tcp.PassiveOpens"] = uint64(env.Limit + len(tries))
 	t.Known["Tcp.ActiveOpens"] = uint64(env.Limit + len(tries))
+	return nil
+}
+
+func refusedBurst(ctx context.Context, env *Env, t *Truth) error {
+	const refusal = "-ERR max number of clients reached\r\n"
+	srv, err := env.serve(ctx, "relay-server", serverSpec{
+		Addr: relayAddr, Backlog: 511, Accept: true, Limit: env.Limit, Refusal: refusal, OnData: echoData,
+	})
+	if err != nil {
+		return err
+	}
+	crowd, err := env.start(env.NS, "relay-crowd")
+	if err != nil {
+		return err
+	}
+	conns, err := env.open(ctx, crowd, connectArgs{To: srv.Addr, N: env.Limit + env.Reconnects})
+	if err != nil {
+		return err
+	}
+	env.Logf("%s[%d] opened %d connections at once", crowd.Comm, crowd.PID, len(conns))
+	// accept() takes them in the order of their handshakes.
+	held, refused := conns[:env.Limit], conns[env.Limit:]
+	err = env.talk(ctx, crowd, exchangeArgs{FDs: descriptors(refused), Read: -1})
+	if err != nil {
+		return err
+	}
+	if err := env.talk(ctx, crowd, exchangeArgs{FDs: descriptors(held), Write: "hello", Read: 5}); err != nil {
+		return err
+	}
+	if err := crowd.call(ctx, "close", closeArgs{FDs: descriptors(refused)}, nil); err != nil {
+		return err
+	}
+	env.Logf("%d of them were ended by the server", len(refused))
+	st, err := srv.stats(ctx)
+	if err != nil {
+		return err
+	}
+	if st.HungUp != len(refused) || st.Held != env.Limit || st.Peak != env.Limit {
+		return fmt.Errorf("the server hung up on %d of %d and holds %d (most: %d) of %d connections",
+			st.HungUp, len(refused), st.Held, st.Peak, env.Limit)
+	}
+	for _, c := range refused {
+		t.Victims = append(t.Victims, Victim{Client: c.Local, Server: srv.Addr})
+	}
+	t.Listener, t.Server, t.Client = srv.Addr, srv.party(), crowd.party()
+	t.Plateau = st.Peak
+	t.Expect = []Expectation{
+		{Code: "immediate-close", Listener: srv.Addr, Process: srv.party(), Count: st.HungUp},
+		{Code: "reconnect-loop", Listener: srv.Addr, Process: crowd.party(), Count: len(refused)},
+	}
+	t.Known["Tcp.PassiveOpens"] = uint64(len(conns))
+	t.Known["Tcp.ActiveOpens"] = uint64(len(conns))
 	return nil
 }
 

@@ -401,7 +401,7 @@ func TestHostileFramesTakeLittleMemory(t *testing.T) {
 		return []byte(s + strings.Repeat(one+",", n) + one + e)
 	}
 	for name, b := range map[string][]byte{
-		"snappy: 128 MiB":            frame(FrameRecords, nil, bomb(128<<20)[:maxRaw], maxRaw),
+		"snappy: 128 MiB":            frame(FrameRecords, nil, bomb(128 << 20)[:maxRaw], maxRaw),
 		"snappy: says 2^32 - 1":      frame(FrameRecords, nil, append([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}, bomb(maxRaw)...), maxRaw),
 		"snappy: more than it says":  frame(FrameRecords, nil, append([]byte{0x80, 0x80, 0x04}, bomb(maxRaw)[4:]...), 1<<16),
 		"snappy: less than it says":  frame(FrameRecords, nil, bomb(maxRaw)[:1000], maxRaw),

@@ -16,6 +16,17 @@ const (
 	Info    Severity = "info"
 )
 
+// Rank orders severities, 0 the worst.
+func (s Severity) Rank() int {
+	switch s {
+	case Error:
+		return 0
+	case Warning:
+		return 1
+	}
+	return 2
+}
+
 // Confidence in a verdict's cause.
 type Confidence string
 
@@ -24,6 +35,17 @@ const (
 	Likely    Confidence = "likely"    // the evidence fits nothing else that is usual
 	Suspected Confidence = "suspected" // the evidence fits, other causes fit too
 )
+
+// Rank orders confidences, 0 the surest.
+func (c Confidence) Rank() int {
+	switch c {
+	case Certain:
+		return 0
+	case Likely:
+		return 1
+	}
+	return 2
+}
 
 // Phase of a verdict that is handed to the sink.
 type Phase uint8

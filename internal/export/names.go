@@ -125,18 +125,3 @@ func tcpFlags(f uint8) string {
 	}
 	return strings.Join(names, " ")
 }
-
-// ofListener tells which facts an event has, see docs/events.md: those of a
-// listening socket, or the traffic of another one.
-func ofListener(e *event.Event) bool {
-	switch e.Kind {
-	case event.KindListen, event.KindSYNDropped, event.KindSYNQueueFull, event.KindACKOverflow,
-		event.KindSYNACKRetrans, event.KindRequestAborted:
-		return true
-	case event.KindState:
-		return e.Old == event.StateListen || e.New == event.StateListen
-	case event.KindSnapshot, event.KindRSTSent:
-		return e.New == event.StateListen
-	}
-	return false
-}

@@ -240,7 +240,7 @@ func (r *eventRow) fill(e *event.Event, at render.Stamp, conn string, c *event.C
 	r.ListenerID, r.QueueLen, r.QueueLimit, r.SYNQueueLen, r.Somaxconn = nil, nil, nil, nil, nil
 	r.Backlog, r.AbortOnOverflow, r.SYNCookies, r.SYNACKAttempt, r.SYNACKRetries = nil, nil, nil, nil, nil
 	switch t, l := &e.Traffic, &e.Listener; {
-	case !ofListener(e):
+	case !e.HasListener():
 		// A request, a minisocket or nothing at all has none.
 		if *t != (event.Traffic{}) || fullSocket(e) {
 			r.BytesSent, r.BytesReceived, r.SRTT = &t.BytesSent, &t.BytesReceived, number(t.SRTT)

@@ -64,7 +64,7 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 	case k == event.KindSegmentDropped:
 		d := (*bpfTcptraceDrop)(unsafe.Pointer(&r.T))
 		e.TCPFlags, e.Out = d.TcpFlags, d.Out != 0
-	case hasListener(e):
+	case e.HasListener():
 		l := (*bpfTcptraceListener)(unsafe.Pointer(&r.T))
 		e.Listener = event.Listener{
 			ID:              l.Listener,
@@ -92,20 +92,6 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 		e.TCPFlags, e.Attempt = e.Attempt, 0
 	}
 	return nil
-}
-
-// hasListener tells which member of the record's union is in use.
-func hasListener(e *event.Event) bool {
-	switch e.Kind {
-	case event.KindListen, event.KindSYNDropped, event.KindSYNQueueFull, event.KindACKOverflow,
-		event.KindSYNACKRetrans, event.KindRequestAborted:
-		return true
-	case event.KindState:
-		return e.Old == event.StateListen || e.New == event.StateListen
-	case event.KindSnapshot, event.KindRSTSent:
-		return e.New == event.StateListen
-	}
-	return false
 }
 
 // decodeSocket fills e, with the Inventory that it has or a new one, from one

@@ -120,7 +120,7 @@ func (b *Brief) Connection(*Connection) error { return nil }
 
 // Verdict notes the code and the severity.
 func (b *Brief) Verdict(v *Verdict) error {
-	if s, ok := b.seen[v.Code]; !ok || rank(v.Severity) > rank(s) {
+	if s, ok := b.seen[v.Code]; !ok || v.Severity.Rank() < s.Rank() {
 		b.seen[v.Code] = v.Severity
 	}
 	return nil
@@ -162,22 +162,12 @@ func (b *Brief) Summary(s *Summary) error {
 // Flush does nothing.
 func (b *Brief) Flush() error { return nil }
 
-func rank(s diagnose.Severity) int {
-	switch s {
-	case diagnose.Error:
-		return 2
-	case diagnose.Warning:
-		return 1
-	}
-	return 0
-}
-
 // Codes lists the verdicts that were said and are at least as severe, in
 // alphabetical order.
 func (b *Brief) Codes(least diagnose.Severity) []string {
 	var codes []string
 	for code, s := range b.seen {
-		if rank(s) >= rank(least) {
+		if s.Rank() <= least.Rank() {
 			codes = append(codes, code)
 		}
 	}
@@ -231,7 +221,7 @@ func (b *Brief) Write(c *Command) error {
 // sorted puts the worst first and keeps the order otherwise.
 func sorted(list []*Verdict) []*Verdict {
 	list = slices.Clone(list)
-	slices.SortStableFunc(list, func(a, b *Verdict) int { return cmp.Compare(rank(b.Severity), rank(a.Severity)) })
+	slices.SortStableFunc(list, func(a, b *Verdict) int { return cmp.Compare(a.Severity.Rank(), b.Severity.Rank()) })
 	return list
 }
 

@@ -290,23 +290,12 @@ func whereLost(where string) string {
 	return Safe(where)
 }
 
-// certainty ranks confidences, the surest first.
-func certainty(c diagnose.Confidence) int {
-	switch c {
-	case diagnose.Certain:
-		return 0
-	case diagnose.Likely:
-		return 1
-	}
-	return 2
-}
-
 // ByHarm compares verdicts, the worst first: by severity, then by confidence,
 // then by how many connections or events they are about.
 func ByHarm(a, b *Verdict) int {
 	return cmp.Or(
-		cmp.Compare(harm(a.Severity), harm(b.Severity)),
-		cmp.Compare(certainty(a.Confidence), certainty(b.Confidence)),
+		cmp.Compare(a.Severity.Rank(), b.Severity.Rank()),
+		cmp.Compare(a.Confidence.Rank(), b.Confidence.Rank()),
 		cmp.Compare(b.Count, a.Count),
 	)
 }

@@ -659,17 +659,6 @@ func (t *Text) Summary(s *Summary) error {
 	return t.Flush()
 }
 
-// harm ranks severities, the worst first.
-func harm(s diagnose.Severity) int {
-	switch s {
-	case diagnose.Error:
-		return 0
-	case diagnose.Warning:
-		return 1
-	}
-	return 2
-}
-
 func (t *Text) verdicts(final []*Verdict) {
 	if len(final) == 0 {
 		t.print("  " + t.style(bold, "verdicts") + "  none\n")
@@ -683,7 +672,7 @@ func (t *Text) verdicts(final []*Verdict) {
 	}
 	// The worst first; those of one severity in the order in which they came.
 	final = slices.Clone(final)
-	slices.SortStableFunc(final, func(a, b *Verdict) int { return cmp.Compare(harm(a.Severity), harm(b.Severity)) })
+	slices.SortStableFunc(final, func(a, b *Verdict) int { return cmp.Compare(a.Severity.Rank(), b.Severity.Rank()) })
 	for _, v := range final {
 		style := severityStyle(v.Severity)
 		start := "    " + padLeft(thousands(v.Count), counts) + "  " + t.style(style, Pad(string(v.Severity), tagWidth)) + "  "

@@ -153,7 +153,7 @@ func (r *Report) gather() *data {
 			examples = append(examples, clean(id))
 		}
 		d.Verdicts = append(d.Verdicts, dataVerdict{
-			Host: hosts[r.runs[v.run].host], Run: v.run, Code: clean(v.Code), Severity: harm(v.Severity), About: kind + " " + name,
+			Host: hosts[r.runs[v.run].host], Run: v.run, Code: clean(v.Code), Severity: v.Severity.Rank(), About: kind + " " + name,
 			Count: v.Count, First: micros(v.First), Last: micros(v.Last), Examples: examples,
 		})
 	}
@@ -279,7 +279,7 @@ func split(entry string) (name, text string) {
 func severities() map[string]int {
 	m := make(map[string]int)
 	for _, doc := range diagnose.Catalogue() {
-		m[doc.Code] = harm(doc.Severity)
+		m[doc.Code] = doc.Severity.Rank()
 	}
 	return m
 }

@@ -286,7 +286,7 @@ func (r *Report) content(license string) *content {
 		docs[d.Code] = d
 	}
 	for i, v := range r.ranked() {
-		switch harm(v.Severity) {
+		switch v.Severity.Rank() {
 		case 0:
 			c.Errors++
 		case 1:

@@ -321,34 +321,14 @@ func (r *Report) ranked() []*verdict {
 	}
 	slices.SortFunc(all, func(a, b *verdict) int {
 		return cmp.Or(
-			cmp.Compare(harm(a.Severity), harm(b.Severity)),
-			cmp.Compare(doubt(a.Confidence), doubt(b.Confidence)),
+			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()),
+			cmp.Compare(a.Confidence.Rank(), b.Confidence.Rank()),
 			cmp.Compare(b.Count, a.Count),
 			cmp.Compare(a.First, b.First),
 			cmp.Compare(a.order, b.order),
 		)
 	})
 	return all
-}
-
-func harm(s diagnose.Severity) int {
-	switch s {
-	case diagnose.Error:
-		return 0
-	case diagnose.Warning:
-		return 1
-	}
-	return 2
-}
-
-func doubt(c diagnose.Confidence) int {
-	switch c {
-	case diagnose.Certain:
-		return 0
-	case diagnose.Likely:
-		return 1
-	}
-	return 2
 }
 
 // netns names a network namespace of a run.

@@ -182,6 +182,20 @@ func (e *Event) Times() uint64 { return uint64(max(e.Count, 1)) }
 // Has reports whether all bits of f are set.
 func (e *Event) Has(f Flags) bool { return e.Flags&f == f }
 
+// HasListener reports which facts the event has: those of a listening socket,
+// in Listener, or else the Traffic of another one.
+func (e *Event) HasListener() bool {
+	switch e.Kind {
+	case KindListen, KindSYNDropped, KindSYNQueueFull, KindACKOverflow, KindSYNACKRetrans, KindRequestAborted:
+		return true
+	case KindState:
+		return e.Old == StateListen || e.New == StateListen
+	case KindSnapshot, KindRSTSent:
+		return e.New == StateListen
+	}
+	return false
+}
+
 // Namespace holds facts of a network namespace read when it was first seen.
 // A zero field of Sysctls is unknown only when Known is false.
 type Namespace struct {

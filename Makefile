@@ -50,7 +50,7 @@ kernel_pattern := $(subst $() $(),|,$(patsubst ./%,/%,$(patsubst %/...,%,$(KERNE
 
 .PHONY: test
 test: ## tests that need no kernel's help, with the race detector
-	@packages=$$($(GO) list ./... | grep -vE '($(kernel_pattern))(/|$$)') && $(GO) test -race $$packages
+	@packages=$$($(GO) list ./... | grep -vE '($(kernel_pattern))(/|$$)') && $(GO) test -race -timeout=20m $$packages
 
 .PHONY: test-duckdb
 test-duckdb: ## read back with DuckDB what export writes; a module of its own, needs g++

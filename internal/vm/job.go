@@ -31,7 +31,7 @@ type Job struct {
 	Init string
 	// Accelerator is TCG unless Accelerate found KVM to work.
 	Accelerator Accelerator
-	// MemoryMiB is the machine's memory; 0 means 1024.
+	// MemoryMiB is the machine's memory; 0 means 2048: all cases of the lab at once take 0.9 GiB.
 	MemoryMiB int
 	// BootTimeout is how long the kernel may take to start init; 0 means 2 min.
 	BootTimeout time.Duration
@@ -67,7 +67,7 @@ var ErrCrashed = errors.New("the machine crashed")
 // else does.
 func (j Job) Run(ctx context.Context) (Result, error) {
 	if j.MemoryMiB == 0 {
-		j.MemoryMiB = 1024
+		j.MemoryMiB = 2048
 	}
 	if j.BootTimeout == 0 {
 		j.BootTimeout = 2 * time.Minute

@@ -25,7 +25,7 @@ func runCommand(ctx context.Context, args []string) error {
 	f := newFlags("run", "[flags] -- BINARY [ARGUMENTS]")
 	kernel := f.String("kernel", "6.1", "kernel to run under")
 	timeout := f.Duration("timeout", 10*time.Minute, "longest time that the program may run")
-	memory := f.Int("memory", 1024, "memory of the machine in MiB")
+	memory := f.Int("memory", 2048, "memory of the machine in MiB")
 	modules := f.String("modules", strings.Join(vm.DefaultModules, ","), "kernel modules to load")
 	accel := f.String("accel", "auto", "auto, tcg or kvm")
 	console := f.Bool("console", false, "show the kernel's messages on stderr")

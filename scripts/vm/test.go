@@ -47,7 +47,7 @@ func testCommand(ctx context.Context, args []string) error {
 	f.StringVar(&o.run, "run", "", "only tests that match this `regexp`, as go test -run")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "longest time for one package in one attach mode")
 	f.DurationVar(&o.total, "total", time.Hour, "longest time for everything")
-	f.IntVar(&o.memoryMiB, "memory", 1024, "memory of a machine in MiB")
+	f.IntVar(&o.memoryMiB, "memory", 2048, "memory of a machine in MiB")
 	modules := f.String("modules", strings.Join(vm.DefaultModules, ","), "kernel modules to load")
 	f.StringVar(&o.accel, "accel", "auto", "auto, tcg or kvm")
 	f.StringVar(&o.logs, "logs", "", "`directory` for the full output (default: one in the cache)")

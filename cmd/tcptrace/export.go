@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -68,8 +67,8 @@ they are given here. docs/export.md lists the columns.`,
 }
 
 func (x *exporting) check() error {
-	if slices.Index(x.files, "-") != lastIndex(x.files, "-") {
-		return usage("stdin can be read once", "- is named twice")
+	if err := checkFiles(x.files); err != nil {
+		return err
 	}
 	if x.format == "parquet" && x.stdout() {
 		return usage("name a directory for them: -o DIR", "parquet is three files, which stdout cannot take")

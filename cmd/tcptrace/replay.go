@@ -44,6 +44,20 @@ func (r *replaying) flags(cmd *cobra.Command) {
 	r.ruleFlags(cmd)
 }
 
+// checkFiles reports a mistake in which files are named.
+func checkFiles(files []string) error {
+	stdin := 0
+	for _, name := range files {
+		if name == "-" {
+			stdin++
+		}
+	}
+	if stdin > 1 {
+		return usage("stdin can be read once", "- is named twice")
+	}
+	return nil
+}
+
 // input is an open dump.
 type input struct {
 	file *os.File

@@ -72,8 +72,8 @@ recording unless they are given here.`,
 }
 
 func (r *reporting) check() error {
-	if slices.Index(r.files, "-") != lastIndex(r.files, "-") {
-		return usage("stdin can be read once", "- is named twice")
+	if err := checkFiles(r.files); err != nil {
+		return err
 	}
 	for i, id := range r.conns {
 		id = strings.ToLower(strings.TrimSpace(id))
@@ -89,15 +89,6 @@ func (r *reporting) check() error {
 		return usage("name a file for it with --html", "--force needs --html")
 	}
 	return r.checkRules()
-}
-
-func lastIndex(list []string, s string) int {
-	for i := len(list) - 1; i >= 0; i-- {
-		if list[i] == s {
-			return i
-		}
-	}
-	return -1
 }
 
 // shown is what is to be shown: in text, timelines are asked for by naming

@@ -155,10 +155,6 @@ func (r *Reader) End() *End { return r.end }
 // are remembered.
 func (r *Reader) Damages() (list []Damage, more uint64) { return r.damaged, r.dropped }
 
-// Newest is the newest time in the frames read so far, CLOCK_BOOTTIME; 0 if
-// there was none.
-func (r *Reader) Newest() int64 { return r.dec.newest }
-
 // Told is how many events of the recording were handed over or told lost.
 func (r *Reader) Told() uint64 { return r.told }
 

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/internal/render"
@@ -113,26 +110,7 @@ func appendObject(out []byte, v any) ([]byte, error) {
 	if err != nil {
 		return out, fmt.Errorf("encoding JSON: %w", err)
 	}
-	for i := 0; i < len(b); {
-		if b[i] < 0x7f {
-			out = append(out, b[i])
-			i++
-			continue
-		}
-		// Characters like these occur within strings only.
-		r, n := utf8.DecodeRune(b[i:])
-		switch {
-		case strconv.IsGraphic(r):
-			out = append(out, b[i:i+n]...)
-		case r > 0xffff:
-			high, low := utf16.EncodeRune(r)
-			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
-		default:
-			out = fmt.Appendf(out, `\u%04x`, r)
-		}
-		i += n
-	}
-	return out, nil
+	return append(out, render.SafeJSON(b)...), nil
 }
 
 func safe(list []string) []string {

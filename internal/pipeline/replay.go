@@ -81,9 +81,8 @@ type ReplayConfig struct {
 type Replayed struct {
 	Summary  *render.Summary
 	Began    render.Stamp // of what there is
-	Ended    render.Stamp
-	Problems []string // what is missing of the recording, for people
-	Notes    []string // what else is to be said of it
+	Problems []string     // what is missing of the recording, for people
+	Notes    []string     // what else is to be said of it
 }
 
 // Replay goes through a recording again: what is shown is what a run with the
@@ -133,7 +132,6 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 	if h.Part > 0 {
 		out.Began = r.clock.Stamp(r.from(h))
 	}
-	out.Ended = out.Summary.Time
 	return out, errors.Join(ferr, err)
 }
 

@@ -189,13 +189,13 @@ func (b *Brief) Write(c *Command) error {
 	case n > 1:
 		verdicts = strconv.Itoa(n) + " verdicts"
 	}
-	conns := thousands(s.Connections) + " connections"
+	conns := Thousands(s.Connections) + " connections"
 	if s.Connections == 1 {
 		conns = "1 connection"
 	}
 	lost := "no events lost"
 	if s.Lost > 0 {
-		lost = thousands(s.Lost) + " events lost"
+		lost = Thousands(s.Lost) + " events lost"
 	}
 	t.para("tcptrace: ", bold, fmt.Sprintf("%s after %s; %s, %s, %s", Safe(c.Ended), roughly(c.Duration), conns, verdicts, lost), plain)
 	for _, v := range sorted(s.Final) {
@@ -229,7 +229,7 @@ func (b *Brief) verdict(v *Verdict) {
 	t := b.t
 	t.print("\n")
 	t.para("  "+Pad(string(v.Severity), tagWidth)+" ", severityStyle(v.Severity), Safe(v.Story), bold)
-	t.pack(4, []string{Safe(v.Code), t.about(v), thousands(v.Count) + ", " + string(v.Confidence)}, plain)
+	t.pack(4, []string{Safe(v.Code), t.about(v), Thousands(v.Count) + ", " + string(v.Confidence)}, plain)
 	t.pack(4, facts(v.Evidence), dim)
 	if len(v.Fix) > 0 {
 		t.para("    fix: ", green, Safe(v.Fix[0]), plain)
@@ -245,7 +245,7 @@ func (b *Brief) early(s *Summary) {
 	var items []string
 	for _, code := range b.Codes(diagnose.Info) {
 		if !slices.ContainsFunc(s.Final, func(v *Verdict) bool { return v.Code == code }) {
-			items = append(items, fmt.Sprintf("%s (%s)", Safe(code), thousands(s.Verdicts[code])))
+			items = append(items, fmt.Sprintf("%s (%s)", Safe(code), Thousands(s.Verdicts[code])))
 		}
 	}
 	if len(items) > 0 {
@@ -261,10 +261,10 @@ func (b *Brief) losses(s *Summary) {
 	}
 	items := make([]string, 0, len(b.lost)+1)
 	for _, l := range b.lost {
-		items = append(items, fmt.Sprintf("%s (%s)", thousands(l.Count), Safe(l.Where)))
+		items = append(items, fmt.Sprintf("%s (%s)", Thousands(l.Count), Safe(l.Where)))
 	}
 	if s.Evicted > 0 {
-		items = append(items, thousands(s.Evicted)+" connections dropped to stay within the memory bounds")
+		items = append(items, Thousands(s.Evicted)+" connections dropped to stay within the memory bounds")
 	}
 	b.t.para("  lost  ", yellow, strings.Join(items, ", ")+": what they would have told of is not known", yellow)
 }

@@ -36,10 +36,10 @@ func escape(s string) string {
 	return b.String()
 }
 
-// safeJSON escapes what encoding/json leaves alone and a terminal may not
+// SafeJSON escapes what encoding/json leaves alone and a terminal may not
 // (DEL, C1, bidirectional and invisible characters). It works on a whole
 // object, since such characters only occur within its strings.
-func safeJSON(line []byte) []byte {
+func SafeJSON(line []byte) []byte {
 	plain := true
 	for _, c := range line {
 		if c >= 0x7f {

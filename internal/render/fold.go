@@ -182,7 +182,7 @@ func (t *Text) count(a *alike) {
 	if a.count == 0 {
 		return
 	}
-	text := thousands(a.count) + " more connection"
+	text := Thousands(a.count) + " more connection"
 	if a.count > 1 {
 		text += "s"
 	}

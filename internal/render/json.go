@@ -31,7 +31,7 @@ func (j *JSON) line(v any) error {
 	if err := j.enc.Encode(v); err != nil {
 		return fmt.Errorf("encoding a line: %w", err)
 	}
-	if _, err := j.out.Write(safeJSON(j.buf.Bytes())); err != nil {
+	if _, err := j.out.Write(SafeJSON(j.buf.Bytes())); err != nil {
 		return fmt.Errorf("writing the output: %w", err)
 	}
 	return nil

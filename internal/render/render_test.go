@@ -409,14 +409,14 @@ func FuzzSafe(f *testing.F) {
 		if err := json.Unmarshal(b, &direct); err != nil {
 			t.Fatal(err)
 		}
-		safe := safeJSON(b)
+		safe := SafeJSON(b)
 		for _, r := range string(safe) {
 			if !unicode.IsGraphic(r) {
-				t.Errorf("safeJSON(%q) holds %U", b, r)
+				t.Errorf("SafeJSON(%q) holds %U", b, r)
 			}
 		}
 		if err := json.Unmarshal(safe, &escaped); err != nil || escaped != direct {
-			t.Errorf("safeJSON(%q) = %q: %v", b, safe, err)
+			t.Errorf("SafeJSON(%q) = %q: %v", b, safe, err)
 		}
 		for _, width := range []int{1, 10, 33} {
 			lines := Wrap(Safe(s), width)
@@ -438,8 +438,8 @@ func FuzzSafe(f *testing.F) {
 
 func TestNumbers(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0", 999: "999", 1000: "1,000", 1234567: "1,234,567"} {
-		if got := thousands(n); got != want {
-			t.Errorf("thousands(%d) = %s", n, got)
+		if got := Thousands(n); got != want {
+			t.Errorf("Thousands(%d) = %s", n, got)
 		}
 	}
 	for d, want := range map[time.Duration]string{

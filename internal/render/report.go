@@ -259,17 +259,17 @@ func (r *Report) about(run *reportRun) {
 	if sum.Lost > 0 {
 		var where []string
 		for _, l := range run.lost {
-			where = append(where, thousands(l.Count)+" "+whereLost(l.Where))
+			where = append(where, Thousands(l.Count)+" "+whereLost(l.Where))
 		}
-		lost, style = fmt.Sprintf("%s lost (%s): what they touched is marked incomplete", thousands(sum.Lost), strings.Join(where, ", ")), yellow
+		lost, style = fmt.Sprintf("%s lost (%s): what they touched is marked incomplete", Thousands(sum.Lost), strings.Join(where, ", ")), yellow
 	}
 	conns := "connections"
 	if sum.Connections == 1 {
 		conns = "connection"
 	}
-	t.para("  ", plain, fmt.Sprintf("%s %s, %s events, %s", thousands(sum.Connections), conns, thousands(sum.Events), lost), style)
+	t.para("  ", plain, fmt.Sprintf("%s %s, %s events, %s", Thousands(sum.Connections), conns, Thousands(sum.Events), lost), style)
 	if sum.Evicted > 0 {
-		t.para("  ", plain, thousands(sum.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
+		t.para("  ", plain, Thousands(sum.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
 	}
 	for _, n := range run.notes {
 		t.para("  ", plain, Safe(n), plain)
@@ -318,7 +318,7 @@ func (r *Report) writeCauses() {
 		r.cause(i+1, c)
 	}
 	if r.over > 0 {
-		t.para("", plain, fmt.Sprintf("%s more causes are left out: filters tell of fewer", thousands(r.over)), yellow)
+		t.para("", plain, fmt.Sprintf("%s more causes are left out: filters tell of fewer", Thousands(r.over)), yellow)
 		t.print("\n")
 	}
 }
@@ -331,9 +331,9 @@ func (r *Report) cause(number int, c *reportCause) {
 	if r.o.Several {
 		about = append(about, "on "+Safe(c.run.start.Host))
 	}
-	count := thousands(v.Count)
+	count := Thousands(v.Count)
 	if v.Early > 0 {
-		count += fmt.Sprintf(" (%s of them before)", thousands(v.Early))
+		count += fmt.Sprintf(" (%s of them before)", Thousands(v.Early))
 	}
 	t.pack(indent, append(about, "count "+count+", "+string(v.Confidence), r.span(c)), plain)
 	t.pack(indent, facts(v.Evidence), dim)

@@ -469,7 +469,7 @@ func wrapParts(s string, width int) []string {
 // further says how much of a list is not shown.
 func (t *SocketsText) further(shown, all int, what string) {
 	if all > shown {
-		t.para("  ", plain, fmt.Sprintf("and %s more %s (--top 0 shows all)", thousands(uint64(all-shown)), what), dim)
+		t.para("  ", plain, fmt.Sprintf("and %s more %s (--top 0 shows all)", Thousands(uint64(all-shown)), what), dim)
 	}
 }
 
@@ -495,7 +495,7 @@ func byStates(s sockets.States) string {
 		if s[best] == 0 {
 			break
 		}
-		parts = append(parts, thousands(s[best])+" "+sockets.StateName(event.State(best)))
+		parts = append(parts, Thousands(s[best])+" "+sockets.StateName(event.State(best)))
 		s[best] = 0
 	}
 	return strings.Join(parts, ", ")
@@ -595,12 +595,12 @@ func (t *SocketsText) listeners(r *Inventory) {
 		notes := sockets.ListenerNotes(q)
 		syn := ""
 		if q.SYNQueueLen > 0 {
-			syn = thousands(uint64(q.SYNQueueLen))
+			syn = Thousands(uint64(q.SYNQueueLen))
 		}
 		rows = append(rows, row{
 			trouble: len(notes) > 0, notes: notes,
 			cells: []string{
-				thousands(uint64(q.QueueLen)), thousands(uint64(q.QueueLimit)), by, syn, Addr(s.Local),
+				Thousands(uint64(q.QueueLen)), Thousands(uint64(q.QueueLimit)), by, syn, Addr(s.Local),
 				t.inNetns(t.holder(s.Hold, s.Owner, s.State), s.Netns),
 			},
 		})
@@ -678,9 +678,9 @@ func (t *SocketsText) about(g *sockets.Group) string {
 		if g.AddressesMore {
 			more = "more than "
 		}
-		from = fmt.Sprintf("%s%s addresses", more, thousands(uint64(g.AddressCount)))
+		from = fmt.Sprintf("%s%s addresses", more, Thousands(uint64(g.AddressCount)))
 		if a := g.Addresses; len(a) > 0 && a[0].Count > 1 {
-			from += fmt.Sprintf(" (%s: %s)", a[0].Addr, thousands(a[0].Count))
+			from += fmt.Sprintf(" (%s: %s)", a[0].Addr, Thousands(a[0].Count))
 		}
 	}
 	switch g.Role {
@@ -724,7 +724,7 @@ func (t *SocketsText) groups(r *Inventory) {
 			keepalive = "never"
 		}
 		rows = append(rows, row{trouble: g.Trouble, remark: g.Closing(), notes: g.Notes, cells: []string{
-			thousands(g.Count), state, t.about(g), idle, keepalive, size(g.RecvQ), size(g.SendQ),
+			Thousands(g.Count), state, t.about(g), idle, keepalive, size(g.RecvQ), size(g.SendQ),
 		}})
 	}
 	seen := t.table([]column{
@@ -761,13 +761,13 @@ func (t *SocketsText) portRanges(r *Inventory) {
 			continue
 		}
 		rows = append(rows, row{trouble: p.Share() >= 0.5, cells: []string{
-			strconv.FormatFloat(100*p.Share(), 'f', 0, 64) + "%", thousands(uint64(p.InUse)), thousands(uint64(p.Ports())),
+			strconv.FormatFloat(100*p.Share(), 'f', 0, 64) + "%", Thousands(uint64(p.InUse)), Thousands(uint64(p.Ports())),
 			t.inNetns(fmt.Sprintf("%s -> %s\n(%s)", p.Local, Addr(p.Remote), byStates(p.States)), p.Netns),
 		}})
 	}
 	if len(rows) == 0 {
 		most := r.Ports[0]
-		t.title("ports", fmt.Sprintf("at most %s of %s in use towards one destination", thousands(uint64(most.InUse)), thousands(uint64(most.Ports()))))
+		t.title("ports", fmt.Sprintf("at most %s of %s in use towards one destination", Thousands(uint64(most.InUse)), Thousands(uint64(most.Ports()))))
 		return
 	}
 	t.title("ports", "towards one destination, of net.ipv4.ip_local_port_range")
@@ -787,7 +787,7 @@ func (t *SocketsText) counters(r *Inventory) {
 			var items []string
 			for _, n := range c.Counters {
 				if !n.Common {
-					items = append(items, n.Name+" "+thousands(n.Value))
+					items = append(items, n.Name+" "+Thousands(n.Value))
 				}
 			}
 			if len(items) > 0 {
@@ -803,7 +803,7 @@ func (t *SocketsText) counters(r *Inventory) {
 			if n.Of > 0 {
 				text += fmt.Sprintf(" (%.2g%% of %s)", 100*float64(n.Value)/float64(n.Of), n.OfName)
 			}
-			rows = append(rows, row{cells: []string{thousands(n.Value), n.Name, text}})
+			rows = append(rows, row{cells: []string{Thousands(n.Value), n.Name, text}})
 		}
 		t.table([]column{{title: "COUNT", right: true}, {title: "COUNTER"}, {title: "", flex: true}}, rows)
 	}
@@ -815,7 +815,7 @@ func (t *SocketsText) Report(r *Inventory) error {
 		t.print("\n")
 	}
 	local := time.Unix(0, int64(r.Time)).In(t.o.Location)
-	text := fmt.Sprintf("%s TCP sockets", thousands(r.Sockets))
+	text := fmt.Sprintf("%s TCP sockets", Thousands(r.Sockets))
 	if r.Sockets == 1 {
 		text = "1 TCP socket"
 	}

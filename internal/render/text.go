@@ -523,7 +523,7 @@ type told struct {
 
 // said is what Verdict shows of v, in short.
 func said(v *Verdict) string {
-	items := append(facts(v.Evidence), v.Story, thousands(v.Count))
+	items := append(facts(v.Evidence), v.Story, Thousands(v.Count))
 	return strings.Join(items, "\x00")
 }
 
@@ -545,17 +545,17 @@ func (t *Text) Verdict(v *Verdict) error {
 		}
 		grew := ""
 		if v.Interval > 0 && v.Count >= v.Since {
-			grew = fmt.Sprintf(" (+%s in the last %s)", thousands(v.Count-v.Since), roughly(v.Interval))
+			grew = fmt.Sprintf(" (+%s in the last %s)", Thousands(v.Count-v.Since), roughly(v.Interval))
 		}
 		code := Safe(v.Code)
 		if v.Which != "" {
 			code += " (" + Safe(v.Which) + ")"
 		}
-		t.head(v.Time, string(v.Severity), style, fmt.Sprintf("%s, %s: now %s%s", code, t.about(v), thousands(v.Count), grew))
+		t.head(v.Time, string(v.Severity), style, fmt.Sprintf("%s, %s: now %s%s", code, t.about(v), Thousands(v.Count), grew))
 		return t.result()
 	}
 	t.head(v.Time, string(v.Severity), style, Safe(v.Story))
-	t.pack(2, []string{Safe(v.Code), t.about(v), thousands(v.Count) + " so far, " + string(v.Confidence)}, plain)
+	t.pack(2, []string{Safe(v.Code), t.about(v), Thousands(v.Count) + " so far, " + string(v.Confidence)}, plain)
 	t.evidence(v.Evidence)
 	if v.Example != nil {
 		if t.draws(v.Example) {
@@ -630,7 +630,7 @@ func value(v any) string {
 // Lost writes a line about lost events.
 func (t *Text) Lost(l *Lost) error {
 	t.counted(l.Time)
-	t.head(l.Time, "lost", yellow, fmt.Sprintf("%s events (%s): what they touched is marked incomplete", thousands(l.Count), Safe(l.Where)))
+	t.head(l.Time, "lost", yellow, fmt.Sprintf("%s events (%s): what they touched is marked incomplete", Thousands(l.Count), Safe(l.Where)))
 	return t.result()
 }
 
@@ -642,15 +642,15 @@ func (t *Text) Summary(s *Summary) error {
 	}
 	lost := "none lost"
 	if s.Lost > 0 {
-		lost = thousands(s.Lost) + " lost"
+		lost = Thousands(s.Lost) + " lost"
 	}
 	connections := "connections"
 	if s.Connections == 1 {
 		connections = "connection"
 	}
-	t.head(s.Time, "summary", bold, fmt.Sprintf("%s: %s %s, %s events, %s", roughly(s.Duration), thousands(s.Connections), connections, thousands(s.Events), lost))
+	t.head(s.Time, "summary", bold, fmt.Sprintf("%s: %s %s, %s events, %s", roughly(s.Duration), Thousands(s.Connections), connections, Thousands(s.Events), lost))
 	if s.Evicted > 0 {
-		t.para("  ", plain, thousands(s.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
+		t.para("  ", plain, Thousands(s.Evicted)+" connections were dropped to stay within the memory bounds", yellow)
 	}
 	t.print("\n")
 	t.verdicts(s.Final)
@@ -668,14 +668,14 @@ func (t *Text) verdicts(final []*Verdict) {
 	codes, counts := 0, 0
 	for _, v := range final {
 		codes = max(codes, columns(Safe(v.Code)))
-		counts = max(counts, len(thousands(v.Count)))
+		counts = max(counts, len(Thousands(v.Count)))
 	}
 	// The worst first; those of one severity in the order in which they came.
 	final = slices.Clone(final)
 	slices.SortStableFunc(final, func(a, b *Verdict) int { return cmp.Compare(a.Severity.Rank(), b.Severity.Rank()) })
 	for _, v := range final {
 		style := severityStyle(v.Severity)
-		start := "    " + padLeft(thousands(v.Count), counts) + "  " + t.style(style, Pad(string(v.Severity), tagWidth)) + "  "
+		start := "    " + padLeft(Thousands(v.Count), counts) + "  " + t.style(style, Pad(string(v.Severity), tagWidth)) + "  "
 		indent := 4 + counts + 2 + tagWidth + 2
 		about := t.about(v)
 		if room := t.o.Width - indent - codes - 2; columns(about) <= room {
@@ -741,14 +741,14 @@ func (t *Text) auditOf(netns uint32, counters []Audit, name int) {
 		var remark string
 		switch {
 		case a.Unexplained() > 0:
-			remark = thousands(a.Unexplained()) + " not explained"
+			remark = Thousands(a.Unexplained()) + " not explained"
 		case a.Excess() > 0:
-			remark = thousands(a.Excess()) + " more seen than counted"
+			remark = Thousands(a.Excess()) + " more seen than counted"
 		default:
-			agreed = append(agreed, Safe(a.Counter)+" "+thousands(a.Kernel))
+			agreed = append(agreed, Safe(a.Counter)+" "+Thousands(a.Kernel))
 			continue
 		}
-		row := "      " + Pad(Safe(a.Counter), name) + padLeft(thousands(a.Kernel), 10) + padLeft(thousands(a.Explained), 12)
+		row := "      " + Pad(Safe(a.Counter), name) + padLeft(Thousands(a.Kernel), 10) + padLeft(Thousands(a.Explained), 12)
 		if columns(row)+2+columns(remark) <= t.o.Width {
 			t.print(row + "  " + t.style(yellow, remark) + "\n")
 		} else {
@@ -767,18 +767,19 @@ func (t *Text) auditOf(netns uint32, counters []Audit, name int) {
 func (t *Text) cost(c Cost) {
 	kernel := "kernel time not measured"
 	if c.BPFKnown {
-		kernel = percent(c.BPFCPUPercent) + " of a processor in the kernel"
+		kernel = Percent(c.BPFCPUPercent) + " of a processor in the kernel"
 		if c.BPFNanosPerEvent > 0 && !c.Filtered {
 			kernel = fmt.Sprintf("%.0f ns of kernel time an event, %s", c.BPFNanosPerEvent, kernel)
 		}
 	}
-	t.para("  cost  ", bold, fmt.Sprintf("%s, %s in user space, %.1f MB of memory", kernel, percent(c.UserCPUPercent), float64(c.RSSBytes)/1e6), plain)
+	t.para("  cost  ", bold, fmt.Sprintf("%s, %s in user space, %.1f MB of memory", kernel, Percent(c.UserCPUPercent), float64(c.RSSBytes)/1e6), plain)
 }
 
-func percent(p float64) string { return strconv.FormatFloat(p, 'f', 2, 64) + "%" }
+// Percent shows a share of a processor to two decimals.
+func Percent(p float64) string { return strconv.FormatFloat(p, 'f', 2, 64) + "%" }
 
-// thousands groups digits for people.
-func thousands(n uint64) string {
+// Thousands groups digits for people.
+func Thousands(n uint64) string {
 	s := strconv.FormatUint(n, 10)
 	for i := len(s) - 3; i > 0; i -= 3 {
 		s = s[:i] + "," + s[i:]

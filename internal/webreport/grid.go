@@ -62,10 +62,3 @@ func (g *grid[T]) widen() {
 	}
 	g.cells, g.first, g.width = cells, first, 2*g.width
 }
-
-// widenTo brings the buckets to a width that is theirs times a power of two.
-func (g *grid[T]) widenTo(width int64) {
-	for g.width < width {
-		g.widen()
-	}
-}

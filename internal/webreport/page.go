@@ -230,8 +230,8 @@ func (r *Report) content(license string) *content {
 	if last > first {
 		c.Span = roughly(time.Duration(last - first))
 	}
-	c.Events, c.Connections, c.Lost, c.LostAny = thousands(events), thousands(connections), thousands(lost), lost > 0
-	c.Wrong = thousands(r.conns.wrong.told)
+	c.Events, c.Connections, c.Lost, c.LostAny = render.Thousands(events), render.Thousands(connections), render.Thousands(lost), lost > 0
+	c.Wrong = render.Thousands(r.conns.wrong.told)
 
 	for _, run := range r.runs {
 		for _, p := range run.missing {
@@ -242,44 +242,44 @@ func (r *Report) content(license string) *content {
 		}
 	}
 	if lost > 0 {
-		c.Notices = append(c.Notices, thousands(lost)+" events were lost before tcptrace could read them. What they touched is marked incomplete; counts can be too low.")
+		c.Notices = append(c.Notices, render.Thousands(lost)+" events were lost before tcptrace could read them. What they touched is marked incomplete; counts can be too low.")
 	}
 	if evicted > 0 {
-		c.Notices = append(c.Notices, thousands(evicted)+" connections were let go while they lived, to stay within the memory bounds.")
+		c.Notices = append(c.Notices, render.Thousands(evicted)+" connections were let go while they lived, to stay within the memory bounds.")
 	}
 	if incomplete > 0 {
-		c.Notices = append(c.Notices, fmt.Sprintf("%s of the %s connections listed here are incomplete: part of their timeline was not seen.", thousands(uint64(incomplete)), thousands(uint64(rows))))
+		c.Notices = append(c.Notices, fmt.Sprintf("%s of the %s connections listed here are incomplete: part of their timeline was not seen.", render.Thousands(uint64(incomplete)), render.Thousands(uint64(rows))))
 	}
 	if w, ok := r.conns.leftOut(); w+ok > 0 {
 		s := "Connections left out of this page to keep it small: "
 		if ok > 0 {
-			s += thousands(ok) + " healthy or incomplete ones" + every(r.conns.well.stride)
+			s += render.Thousands(ok) + " healthy or incomplete ones" + every(r.conns.well.stride)
 		}
 		if w > 0 && ok > 0 {
 			s += ", and "
 		}
 		if w > 0 {
-			s += thousands(w) + " that went wrong" + every(r.conns.wrong.stride)
+			s += render.Thousands(w) + " that went wrong" + every(r.conns.wrong.stride)
 		}
 		c.Notices = append(c.Notices, s+". Causes and counts include them.")
 	}
 	if uint64(rows) < connections {
 		if w, ok := r.conns.leftOut(); w+ok == 0 {
-			c.Notices = append(c.Notices, fmt.Sprintf("%s connections ended, of which %s are listed: this page was made without the others.", thousands(connections), thousands(uint64(rows))))
+			c.Notices = append(c.Notices, fmt.Sprintf("%s connections ended, of which %s are listed: this page was made without the others.", render.Thousands(connections), render.Thousands(uint64(rows))))
 		}
 	}
 	if n := len(r.listens.all); n > maxListenersShown {
-		c.Notices = append(c.Notices, fmt.Sprintf("Of %s listeners the %d in the most trouble are shown.", thousands(uint64(n)), maxListenersShown))
+		c.Notices = append(c.Notices, fmt.Sprintf("Of %s listeners the %d in the most trouble are shown.", render.Thousands(uint64(n)), maxListenersShown))
 	}
 	if r.listens.ignored > 0 {
-		c.Notices = append(c.Notices, thousands(r.listens.ignored)+" observations of further listeners are not shown.")
+		c.Notices = append(c.Notices, render.Thousands(r.listens.ignored)+" observations of further listeners are not shown.")
 	}
 	if r.more > 0 {
-		c.Notices = append(c.Notices, thousands(r.more)+" further runs were counted as part of the last one.")
+		c.Notices = append(c.Notices, render.Thousands(r.more)+" further runs were counted as part of the last one.")
 	}
 
 	if r.lessHarmful > 0 {
-		c.CausesLeftOut = thousands(r.lessHarmful)
+		c.CausesLeftOut = render.Thousands(r.lessHarmful)
 	}
 	docs := make(map[string]diagnose.Doc)
 	for _, d := range diagnose.Catalogue() {
@@ -308,7 +308,7 @@ func every(stride uint64) string {
 	case 2:
 		return " (every 2nd is kept)"
 	}
-	return fmt.Sprintf(" (one in %s is kept)", thousands(stride))
+	return fmt.Sprintf(" (one in %s is kept)", render.Thousands(stride))
 }
 
 func (r *Report) cause(i int, v *verdict, doc diagnose.Doc) cause {
@@ -316,7 +316,7 @@ func (r *Report) cause(i int, v *verdict, doc diagnose.Doc) cause {
 	x := cause{
 		ID: "cause-" + strconv.Itoa(i), Rank: i + 1, Open: i < 1,
 		Code: clean(v.Code), Severity: clean(string(v.Severity)), Confidence: clean(string(v.Confidence)), Story: clean(v.Story),
-		Process: v.process(), Netns: run.netns(v.Netns), Count: thousands(v.Count), Counts: doc.Counts,
+		Process: v.process(), Netns: run.netns(v.Netns), Count: render.Thousands(v.Count), Counts: doc.Counts,
 		First: newInstant(v.First), Last: newInstant(v.Last), Once: v.First == v.Last, Summary: doc.Summary,
 	}
 	x.Kind, x.Name = v.about()
@@ -415,28 +415,28 @@ func (r *run) content() runContent {
 		c.Unknowable = append(c.Unknowable, clean(u))
 	}
 	for _, l := range r.lost {
-		c.Where = append(c.Where, fact{Key: clean(l.Where), Value: thousands(l.Count)})
+		c.Where = append(c.Where, fact{Key: clean(l.Where), Value: render.Thousands(l.Count)})
 	}
 	sum := r.summary
 	if sum == nil {
 		c.Cut = true
 		return c
 	}
-	c.Events, c.Connections, c.Lost = thousands(sum.Events), thousands(sum.Connections), thousands(sum.Lost)
+	c.Events, c.Connections, c.Lost = render.Thousands(sum.Events), render.Thousands(sum.Connections), render.Thousands(sum.Lost)
 	c.Cut = len(sum.Audit) == 0 && sum.Cost == render.Cost{}
 	for _, n := range sum.AuditNotes {
 		c.AuditNotes = append(c.AuditNotes, clean(n))
 	}
 	for _, a := range sum.Audit {
-		row := auditRow{Counter: clean(a.Counter), Netns: r.netns(a.Netns), Kernel: thousands(a.Kernel), Explained: thousands(a.Explained)}
+		row := auditRow{Counter: clean(a.Counter), Netns: r.netns(a.Netns), Kernel: render.Thousands(a.Kernel), Explained: render.Thousands(a.Explained)}
 		if row.Netns == "" {
 			row.Netns = strconv.FormatUint(uint64(a.Netns), 10)
 		}
 		switch {
 		case a.Unexplained() > 0:
-			row.Remark = thousands(a.Unexplained()) + " not explained"
+			row.Remark = render.Thousands(a.Unexplained()) + " not explained"
 		case a.Excess() > 0:
-			row.Remark = thousands(a.Excess()) + " more seen than counted"
+			row.Remark = render.Thousands(a.Excess()) + " more seen than counted"
 		case a.Kernel == 0:
 			continue
 		default:
@@ -452,29 +452,18 @@ func (r *run) content() runContent {
 	if k := sum.Cost; k != (render.Cost{}) {
 		kernel := "not measured"
 		if k.BPFKnown {
-			kernel = percent(k.BPFCPUPercent) + " of a processor"
+			kernel = render.Percent(k.BPFCPUPercent) + " of a processor"
 			if k.BPFNanosPerEvent > 0 && !k.Filtered {
 				kernel += fmt.Sprintf(", %.0f ns an event", k.BPFNanosPerEvent)
 			}
 		}
 		c.Cost = []fact{
 			{Key: "in the kernel", Value: kernel},
-			{Key: "in user space", Value: percent(k.UserCPUPercent) + " of a processor"},
+			{Key: "in user space", Value: render.Percent(k.UserCPUPercent) + " of a processor"},
 			{Key: "memory", Value: fmt.Sprintf("%.1f MB", float64(k.RSSBytes)/1e6)},
 		}
 	}
 	return c
-}
-
-func percent(p float64) string { return strconv.FormatFloat(p, 'f', 2, 64) + "%" }
-
-// thousands groups digits for people.
-func thousands(n uint64) string {
-	s := strconv.FormatUint(n, 10)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
 }
 
 // roughly shows a duration to two or three digits.

@@ -284,7 +284,7 @@ func (r *Report) Problems(list []string) {
 	run := r.run()
 	for i, p := range list {
 		if len(run.missing) >= maxProblems {
-			run.missing = append(run.missing, thousands(uint64(len(list)-i))+" further remarks on this recording are left out.")
+			run.missing = append(run.missing, render.Thousands(uint64(len(list)-i))+" further remarks on this recording are left out.")
 			return
 		}
 		run.missing = append(run.missing, clean(p))

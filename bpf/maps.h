@@ -2,6 +2,12 @@
 #ifndef TCPTRACE_MAPS_H
 #define TCPTRACE_MAPS_H
 
+/* Hash maps are allocated in advance, all of it (3 MiB): before 6.1 the kernel
+ * warns, with a trace in its log, of a tracing program whose map is not, and
+ * with panic_on_warn that is the machine's end (kernel/bpf/verifier.c:
+ * check_map_prog_compatibility()).
+ */
+
 /* The stream to user space. One ring for all CPUs: what happens to one socket
  * is ordered by its lock, and so is its order here. User space sets the size.
  */
@@ -31,7 +37,6 @@ struct audit_counts {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
-	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
 	__type(key, __u32);
 	__type(value, struct audit_counts);
 } audit SEC(".maps");
@@ -113,7 +118,6 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
-	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
 	__type(key, struct tcptrace_fold_key);
 	__type(value, __u64);
 } folded SEC(".maps");
@@ -138,7 +142,6 @@ struct listener_ref {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
-	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
 	__type(key, struct listener_key);
 	__type(value, struct listener_ref);
 } listeners SEC(".maps");

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxForks bounds the descendants that are alive or ended lately.
-const maxForks = 1 << 18
+// maxForks bounds the descendants that are alive or ended lately. Room for all
+// is allocated in advance (4 MiB), as for the maps of bpf/maps.h.
+const maxForks = 1 << 16
 
 // linger is how long a process that ended is remembered: its last events are
 // still on their way then. Nanoseconds.
@@ -55,7 +56,7 @@ func (f *Forks) attach() (err error) {
 		return fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
 	f.members, err = ebpf.NewMap(&ebpf.MapSpec{
-		Name: "tt_members", Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: maxForks, Flags: unix.BPF_F_NO_PREALLOC,
+		Name: "tt_members", Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: maxForks,
 	})
 	if err != nil {
 		return fmt.Errorf("making the map of descendants: %w", err)

@@ -52,6 +52,9 @@ type Result struct {
 	// Crashes are the crashes of the emulator or the guest's kernel after which
 	// the job was started again, in the kernel's or the emulator's own words.
 	Crashes []string
+	// Warnings are what the guest's kernel warned of, with a trace, in the last
+	// attempt: with panic_on_warn each is the end of a machine.
+	Warnings []string
 	// Attempts is how often a machine was started for the job.
 	Attempts int
 	// Missing are modules that the kernel does not have.
@@ -111,7 +114,7 @@ func (j Job) Run(ctx context.Context) (Result, error) {
 			},
 		}
 		r := b.start(ctx)
-		result.Release, result.Statuses, result.Attempts = r.release, r.statuses, attempt
+		result.Release, result.Statuses, result.Warnings, result.Attempts = r.release, r.statuses, r.warnings, attempt
 		if r.ended {
 			return result, nil
 		}

@@ -59,6 +59,25 @@ func TestRunReturnsWhatTheMachineSent(t *testing.T) {
 	}
 }
 
+func TestRunReturnsTheKernelsWarnings(t *testing.T) {
+	j := fakeMachine(t, `hello
+printf '[    6.1] ------------[ cut here ]------------\r\n[    6.2] trace type BPF program\r\n[    6.3] WARNING: CPU: 0 PID: 245 at kernel/bpf/verifier.c:10493 x\r\n' >&3
+printf '[    7.1] ------------[ cut here ]------------\n[    7.2] WARNING: net/core/dev.c:1 at y\n[    7.3] a program prints WARNING: z\n' >&3
+seq -f '[    8.1] filler %05.f' 1 20000 >&3
+finish`)
+	r, err := j.Run(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"[    6.3] WARNING: CPU: 0 PID: 245 at kernel/bpf/verifier.c:10493 x ([    6.2] trace type BPF program)",
+		"[    7.2] WARNING: net/core/dev.c:1 at y",
+	}
+	if !slices.Equal(r.Warnings, want) {
+		t.Errorf("%q, want %q", r.Warnings, want)
+	}
+}
+
 func TestRunStartsAgainAfterACrash(t *testing.T) {
 	j := fakeMachine(t, "hello; [ $n -gt 1 ] && { finish; exit; }; frame stdout 0 half; echo '[ 1.0] Kernel panic - not syncing: Fatal exception' >&3")
 	var attempts []int

@@ -51,6 +51,7 @@ type bootResult struct {
 	ended    bool           // all commands have run
 	crash    string         // the panic's or the emulator's own words, or ""
 	err      error          // why it did not end well, other than a crash
+	warnings []string       // the first ones of the kernel, with a trace each
 	tail     []byte         // the console's last lines
 }
 
@@ -104,12 +105,13 @@ func (b boot) start(ctx context.Context) bootResult {
 	framesW.Close()
 
 	var console tail
+	var warnings warnings
 	var copies sync.WaitGroup
 	copies.Go(func() {
 		// The pipe's end is the only error there can be.
-		var w io.Writer = &console
+		w := io.MultiWriter(&console, &warnings)
 		if b.console != nil {
-			w = io.MultiWriter(&console, b.console)
+			w = io.MultiWriter(w, b.console)
 		}
 		_, _ = io.Copy(w, consoleR)
 	})
@@ -129,7 +131,7 @@ func (b boot) start(ctx context.Context) bootResult {
 		result.err = cause
 	}
 
-	result.tail = console.bytes()
+	result.tail, result.warnings = console.bytes(), warnings.found
 	if !result.ended {
 		result.crash = crashSignature(result.tail)
 		if result.crash == "" && emulatorCrashed(waitErr) && ctx.Err() == nil {
@@ -190,6 +192,43 @@ var panicLines = regexp.MustCompile(`(?m)^.*(Kernel panic - not syncing|Oops: |O
 // crashSignature returns the line in which a kernel reports its own end, or "".
 func crashSignature(console []byte) string {
 	return string(bytes.TrimSpace(panicLines.Find(console)))
+}
+
+// warnings is a writer that finds the warnings on a console.
+type warnings struct {
+	line, before []byte // the line that is not over yet, and the one before it
+	found        []string
+}
+
+// warningLine is how a kernel begins to tell of a WARN_ON(): what it is about
+// stands on the line before, unless that is the cut.
+var warningLine = regexp.MustCompile(`^(\[ *[0-9]+\.[0-9]+\] )?WARNING: `)
+
+const (
+	maxWarnings    = 8
+	maxConsoleLine = 1024
+)
+
+func (w *warnings) Write(b []byte) (int, error) {
+	for _, c := range b {
+		if c != '\n' {
+			if len(w.line) < maxConsoleLine {
+				w.line = append(w.line, c)
+			}
+			continue
+		}
+		line := bytes.TrimSpace(w.line)
+		if warningLine.Match(line) && len(w.found) < maxWarnings {
+			said := string(line)
+			if len(w.before) > 0 && !bytes.Contains(w.before, []byte("[ cut here ]")) {
+				said += " (" + string(w.before) + ")"
+			}
+			w.found = append(w.found, said)
+		}
+		w.before = append(w.before[:0], line...)
+		w.line = w.line[:0]
+	}
+	return len(b), nil
 }
 
 // emulatorCrashed reports whether the emulator was ended by a signal that

@@ -97,6 +97,9 @@ func runCommand(ctx context.Context, args []string) error {
 	for _, crash := range result.Crashes {
 		fmt.Fprintf(os.Stderr, "vm: the machine crashed and was started again: %s\n", crash)
 	}
+	for _, warning := range result.Warnings {
+		fmt.Fprintf(os.Stderr, "vm: the kernel warned: %s\n", printable(warning))
+	}
 	if err != nil {
 		return err
 	}

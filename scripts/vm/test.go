@@ -252,6 +252,9 @@ func (r *kernelRun) test(ctx context.Context, o testOptions, out *printer, packa
 	for _, crash := range r.result.Crashes {
 		out.printf(r.name, "the machine crashed: %s", crash)
 	}
+	for _, warning := range r.result.Warnings {
+		out.printf(r.name, "the kernel warned: %s", printable(warning))
+	}
 	if r.err != nil {
 		out.printf(r.name, "error: %v", r.err)
 	}
@@ -355,6 +358,9 @@ func summarize(w io.Writer, o testOptions, runs []kernelRun, elapsed time.Durati
 			if r.err != nil {
 				reason, _, _ := strings.Cut(r.err.Error(), "\n")
 				problems = append(problems, printable(reason))
+			}
+			if len(r.result.Warnings) > 0 {
+				problems = append(problems, "the kernel warned: "+printable(r.result.Warnings[0]))
 			}
 			total.Add(count)
 			result := "ok"

@@ -146,8 +146,10 @@ func refusedBurst(ctx context.Context, env *Env, t *Truth) error {
 	t.Plateau = st.Peak
 	t.Expect = []Expectation{
 		{Code: "immediate-close", Listener: srv.Addr, Process: srv.party(), Count: st.HungUp},
-		{Code: "reconnect-loop", Listener: srv.Addr, Process: crowd.party(), Count: len(refused)},
 	}
+	// To the client it is one, where the server gets to them all at once: on a
+	// busy machine they wait for accept() longer than a reconnect-loop's live.
+	t.Allow = []string{"reconnect-loop"}
 	t.Known["Tcp.PassiveOpens"] = uint64(len(conns))
 	t.Known["Tcp.ActiveOpens"] = uint64(len(conns))
 	return nil

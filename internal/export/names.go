@@ -11,38 +11,6 @@ import (
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
-// kinds are the names of docs/events.md, and where a timeline has an entry for
-// just this event, that entry's name.
-var kinds = [...]string{
-	event.KindState:            "state",
-	event.KindListen:           "listen",
-	event.KindAccept:           "accepted",
-	event.KindShutdown:         "shutdown-called",
-	event.KindSYNDropped:       "syn-dropped",
-	event.KindSYNQueueFull:     "syn-queue-full",
-	event.KindACKOverflow:      "ack-overflow",
-	event.KindSYNACKRetrans:    "syn-ack-retransmitted",
-	event.KindRetransmit:       "retransmitted",
-	event.KindRTO:              "rto",
-	event.KindRSTSent:          "rst-sent",
-	event.KindRSTReceived:      "rst-received",
-	event.KindRequestAborted:   "request-aborted",
-	event.KindSnapshot:         "snapshot",
-	event.KindBindFailed:       "bind-failed",
-	event.KindProbe:            "probe",
-	event.KindSegmentDropped:   "dropped",
-	event.KindMemory:           "memory",
-	event.KindTimeWaitOverflow: "time-wait-overflow",
-}
-
-// kindName names a kind; of one that is not known it gives the number.
-func kindName(k event.Kind) string {
-	if int(k) < len(kinds) && kinds[k] != "" {
-		return kinds[k]
-	}
-	return fmt.Sprintf("kind %d", k)
-}
-
 // stateName is the kernel's name of a state; of one that is not known it gives
 // the number.
 func stateName(s event.State) string {

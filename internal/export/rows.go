@@ -190,7 +190,7 @@ func containerColumns(c *container.Container) (id, runtime, pod *string) {
 func (r *eventRow) fill(e *event.Event, at render.Stamp, conn string, c *event.Capabilities) {
 	r.Time, r.BootTimeNS = stamp(at), e.Time
 	r.TimeNS = r.Time // some readers cut the other off at the microsecond
-	r.Kind, r.KindNumber = kindName(e.Kind), uint32(e.Kind)
+	r.Kind, r.KindNumber = e.Kind.String(), uint32(e.Kind)
 	r.OldState, r.NewState = stateName(e.Old), stateName(e.New)
 	r.Netns = e.Netns
 	r.Conn = number(conn)

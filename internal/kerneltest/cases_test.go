@@ -189,6 +189,7 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 	defer func() {
 		if t.Failed() {
 			w.Tell(t, func(c *render.Connection) bool { return p.netns[c.Netns] })
+			w.TellEvents(t, p.netns)
 		}
 	}()
 	got := w.Final(p.netns)

@@ -7,6 +7,7 @@ package event
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -39,6 +40,38 @@ const (
 	KindTimeWaitOverflow Kind = 19 // no TIME_WAIT minisocket could be made: tcp_max_tw_buckets, or no memory
 	kinds                     = 20
 )
+
+// kindNames are the names of docs/events.md, and where a timeline has an entry for
+// just this event, that entry's name.
+var kindNames = [...]string{
+	KindState:            "state",
+	KindListen:           "listen",
+	KindAccept:           "accepted",
+	KindShutdown:         "shutdown-called",
+	KindSYNDropped:       "syn-dropped",
+	KindSYNQueueFull:     "syn-queue-full",
+	KindACKOverflow:      "ack-overflow",
+	KindSYNACKRetrans:    "syn-ack-retransmitted",
+	KindRetransmit:       "retransmitted",
+	KindRTO:              "rto",
+	KindRSTSent:          "rst-sent",
+	KindRSTReceived:      "rst-received",
+	KindRequestAborted:   "request-aborted",
+	KindSnapshot:         "snapshot",
+	KindBindFailed:       "bind-failed",
+	KindProbe:            "probe",
+	KindSegmentDropped:   "dropped",
+	KindMemory:           "memory",
+	KindTimeWaitOverflow: "time-wait-overflow",
+}
+
+// String names a kind; of one that is not known it gives the number.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) && kindNames[k] != "" {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
 
 // Known reports whether k is one of the kinds above.
 func (k Kind) Known() bool { return k > KindNone && k < kinds }

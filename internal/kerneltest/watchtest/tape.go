@@ -19,6 +19,7 @@ import (
 	"github.com/tcptrace/tcptrace/internal/host"
 	"github.com/tcptrace/tcptrace/internal/pipeline"
 	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -91,8 +92,26 @@ func (p *tape) replay(t *testing.T) {
 	require.NoError(t, err)
 	defer said.Close()
 
+	recording, events, size := p.recording(t)
+	o, c := p.options, &comparison{want: bufio.NewReader(said)}
+	o.Out = render.NewJSON(c)
+	got, err := pipeline.Replay(context.Background(), pipeline.ReplayConfig{Options: o}, recording)
+	c.end()
+	if errors.Is(err, errDiffers) || c.differs {
+		t.Errorf("the recording does not say what the watch said. Line %d of the watch:\n%s\nof the recording:\n%s", c.lines+1, c.wanted, c.got)
+		return
+	}
+	require.NoError(t, err)
+	assert.Empty(t, got.Problems, "what is missing of the recording")
+	took, _, err := host.Usage()
+	require.NoError(t, err)
+	t.Logf("replayed: %d lines, the same ones; %d events in %d bytes, %d parts, %v of processor time", c.lines, events, size, p.Parts(), (took - begun).Round(time.Millisecond))
+}
+
+// recording reads it, and says of how many events it is, and of how many bytes.
+func (p *tape) recording(t *testing.T) (r pipeline.Recording, events uint64, size int) {
+	t.Helper()
 	var parts []pipeline.Part
-	size, events := 0, uint64(0)
 	for i := range p.Parts() {
 		b, err := p.Bytes(i)
 		require.NoError(t, err)
@@ -107,20 +126,37 @@ func (p *tape) replay(t *testing.T) {
 	list, err := pipeline.Recordings(parts)
 	require.NoError(t, err)
 	require.Len(t, list, 1)
+	return list[0], events, size
+}
 
-	o, c := p.options, &comparison{want: bufio.NewReader(said)}
-	o.Out = render.NewJSON(c)
-	got, err := pipeline.Replay(context.Background(), pipeline.ReplayConfig{Options: o}, list[0])
-	c.end()
-	if errors.Is(err, errDiffers) || c.differs {
-		t.Errorf("the recording does not say what the watch said. Line %d of the watch:\n%s\nof the recording:\n%s", c.lines+1, c.wanted, c.got)
-		return
+// tell logs the events of some namespaces, as the kernel sent them, at most
+// maxTold of them.
+func (p *tape) tell(t *testing.T, netns map[uint32]bool) {
+	t.Helper()
+	const maxTold = 600
+	recording, _, _ := p.recording(t)
+	told, first := 0, int64(0)
+	o := p.options
+	o.Out, o.Show = render.NewJSON(io.Discard), pipeline.Show{}
+	o.Raw = func(e *event.Event, _ render.Stamp, conn string) {
+		if !netns[e.Netns] || e.Kind == event.KindSnapshot {
+			return
+		}
+		if told++; told > maxTold {
+			return
+		}
+		if first == 0 {
+			first = e.Time
+		}
+		t.Logf("%12.3f ms %-18s %s sock %x %v->%v %s->%s flags %#x pid %d reason %d err %d attempt %d times %d queue %d/%d",
+			float64(e.Time-first)/1e6, conn, e.Kind, e.Sock, e.Local, e.Remote, timeline.StateName(e.Old), timeline.StateName(e.New), e.Flags, e.PID, e.Reason, e.Err,
+			e.Attempt, e.Times(), e.Listener.QueueLen, e.Listener.QueueLimit)
 	}
+	_, err := pipeline.Replay(context.Background(), pipeline.ReplayConfig{Options: o}, recording)
 	require.NoError(t, err)
-	assert.Empty(t, got.Problems, "what is missing of the recording")
-	took, _, err := host.Usage()
-	require.NoError(t, err)
-	t.Logf("replayed: %d lines, the same ones; %d events in %d bytes, %d parts, %v of processor time", c.lines, events, size, len(parts), (took - begun).Round(time.Millisecond))
+	if told > maxTold {
+		t.Logf("%d more", told-maxTold)
+	}
 }
 
 var errDiffers = errors.New("this is another line")

@@ -298,3 +298,12 @@ func (w *Watcher) Tell(t *testing.T, which func(*render.Connection) bool) {
 		}
 	}
 }
+
+// TellEvents logs what was recorded of some namespaces, event by event, after
+// End.
+func (w *Watcher) TellEvents(t *testing.T, netns map[uint32]bool) {
+	t.Helper()
+	if w.tape != nil {
+		w.tape.tell(t, netns)
+	}
+}

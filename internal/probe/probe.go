@@ -81,8 +81,10 @@ type Probe struct {
 }
 
 type loaded struct {
-	name string
-	prog *ebpf.Program
+	name   string
+	prog   *ebpf.Program
+	kprobe link.Link // nil unless it is one; guarded by mu
+	unhit  uint64    // how often the kernel passed it by, as last read; guarded by mu
 }
 
 // Open attaches the hooks. What could not be attached is told by
@@ -373,7 +375,7 @@ func (p *Probe) try(k *kernel, spec *ebpf.CollectionSpec, opts ebpf.CollectionOp
 	if err != nil {
 		return short(err)
 	}
-	var links []io.Closer
+	var links []link.Link
 	for i, name := range w.progs {
 		l, err := attachProgram(progs[name], spec.Programs[name], w.targets[i], w.via)
 		if err != nil {
@@ -387,10 +389,14 @@ func (p *Probe) try(k *kernel, spec *ebpf.CollectionSpec, opts ebpf.CollectionOp
 		}
 		links = append(links, l)
 	}
-	for _, name := range w.progs {
-		p.progs = append(p.progs, loaded{name, progs[name]})
+	for i, name := range w.progs {
+		l := loaded{name: name, prog: progs[name]}
+		if w.via == viaKprobe && !strings.Contains(w.targets[i], "/") {
+			l.kprobe = links[i]
+		}
+		p.progs = append(p.progs, l)
+		p.links = append(p.links, links[i])
 	}
-	p.links = append(p.links, links...)
 	return nil
 }
 
@@ -433,7 +439,7 @@ func (p *Probe) loadPrograms(spec *ebpf.CollectionSpec, opts ebpf.CollectionOpti
 	return progs, nil
 }
 
-func attachProgram(prog *ebpf.Program, ps *ebpf.ProgramSpec, target, via string) (io.Closer, error) {
+func attachProgram(prog *ebpf.Program, ps *ebpf.ProgramSpec, target, via string) (link.Link, error) {
 	switch {
 	case strings.Contains(target, "/"):
 		group, name, _ := strings.Cut(target, "/")
@@ -455,18 +461,41 @@ type miss struct {
 	twin  bool // it has one, which may have stood in
 }
 
+// readUnhit asks how often the kernel passed a kprobe by, because it was busy
+// with another one on that CPU: an interrupt came in the middle, and all that
+// its timers and packets reach goes by. Kernels before 6.7 do not tell.
+func (l *loaded) readUnhit() {
+	if l.kprobe == nil {
+		return
+	}
+	info, err := l.kprobe.Info()
+	if err != nil {
+		l.kprobe = nil
+		return
+	}
+	if pe := info.PerfEvent(); pe != nil {
+		if k := pe.Kprobe(); k != nil {
+			l.unhit = k.Missed
+		}
+	}
+}
+
 // missed adds the programs' costs to s and returns their misses. Those of a
 // twin do not count: it has nothing to do but where its program was skipped.
 func (p *Probe) missed(s *Stats) []miss {
 	var out []miss
-	for _, l := range p.progs {
-		st, err := l.prog.Stats()
-		if err != nil {
-			continue // 5.10 counts none, and statistics may be off
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.progs {
+		l := &p.progs[i]
+		l.readUnhit()
+		n := l.unhit
+		if st, err := l.prog.Stats(); err == nil { // 5.10 counts none, and statistics may be off
+			n += st.RecursionMisses
+			s.Runtime = append(s.Runtime, Runtime{l.name, st.RunCount, st.Runtime, n})
 		}
-		s.Runtime = append(s.Runtime, Runtime{l.name, st.RunCount, st.Runtime, st.RecursionMisses})
-		if st.RecursionMisses > 0 && !strings.HasSuffix(l.name, twinSuffix) {
-			out = append(out, miss{l.name, st.RecursionMisses, twins[l.name]})
+		if n > 0 && !strings.HasSuffix(l.name, twinSuffix) {
+			out = append(out, miss{l.name, n, twins[l.name]})
 		}
 	}
 	return out
@@ -594,6 +623,10 @@ func (p *Probe) Read(batch []event.Event, timeout time.Duration) (n int, err err
 func (p *Probe) Stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for i := range p.progs {
+		p.progs[i].readUnhit()
+		p.progs[i].kprobe = nil
+	}
 	for _, l := range p.links {
 		if err := l.Close(); err != nil {
 			p.log.Debug("detaching", zap.Error(err))
@@ -708,7 +741,7 @@ type Runtime struct {
 	Program string
 	Runs    uint64
 	Time    time.Duration
-	Missed  uint64 // runs skipped because the program was running already
+	Missed  uint64 // runs skipped because the program, or another kprobe, was running already
 }
 
 var auditNames = [...]string{

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -245,6 +246,35 @@ func TestForcedAttach(t *testing.T) {
 	}
 	_, err := Open(Options{Attach: "magic"})
 	assert.Error(t, err)
+}
+
+// TestKprobesAreAsked: how often the kernel passed a kprobe by is known where it
+// tells.
+func TestKprobesAreAsked(t *testing.T) {
+	p := open(t, Options{})
+	_, err := p.Stats()
+	require.NoError(t, err)
+	tells := slices.ContainsFunc([]string{"6.12", "7.3"}, func(v string) bool { return strings.HasPrefix(p.caps.Kernel, v) })
+	kprobes := 0
+	for i := range p.progs {
+		l := &p.progs[i]
+		if l.kprobe == nil {
+			continue
+		}
+		kprobes++
+		info, err := l.kprobe.Info()
+		require.NoError(t, err, l.name)
+		if tells {
+			require.NotNil(t, info.PerfEvent().Kprobe(), l.name)
+			assert.Equal(t, l.unhit, info.PerfEvent().Kprobe().Missed, l.name)
+		}
+	}
+	if tells && os.Getenv("TCPTRACE_ATTACH") == "kprobe" {
+		assert.Greater(t, kprobes, 10)
+	}
+	p.Stop()
+	_, err = p.Stats()
+	require.NoError(t, err)
 }
 
 // TestSYNDropTwoFamilies sees dropped SYNs where IPv4 and IPv6 have a listener

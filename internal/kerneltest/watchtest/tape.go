@@ -148,8 +148,8 @@ func (p *tape) tell(t *testing.T, netns map[uint32]bool) {
 		if first == 0 {
 			first = e.Time
 		}
-		t.Logf("%12.3f ms %-18s %s sock %x %v->%v %s->%s flags %#x pid %d reason %d err %d attempt %d times %d queue %d/%d",
-			float64(e.Time-first)/1e6, conn, e.Kind, e.Sock, e.Local, e.Remote, timeline.StateName(e.Old), timeline.StateName(e.New), e.Flags, e.PID, e.Reason, e.Err,
+		t.Logf("%12.3f ms %-18s %s netns %d sock %x %v->%v %s->%s flags %#x pid %d reason %d err %d attempt %d times %d queue %d/%d",
+			float64(e.Time-first)/1e6, conn, e.Kind, e.Netns, e.Sock, e.Local, e.Remote, timeline.StateName(e.Old), timeline.StateName(e.New), e.Flags, e.PID, e.Reason, e.Err,
 			e.Attempt, e.Times(), e.Listener.QueueLen, e.Listener.QueueLimit)
 	}
 	_, err := pipeline.Replay(context.Background(), pipeline.ReplayConfig{Options: o}, recording)

@@ -57,11 +57,7 @@ func (t *Tracker) request(e *event.Event, p Phase) *Conn {
 		c = t.adopt(e, sock)
 	}
 	if c == nil && (sock == 0 || t.address) {
-		// It may come late, when the socket is there already.
-		c = t.byAddresses(e, func(c *Conn) bool {
-			est := c.Find(EntryEstablished)
-			return est != nil && est.At >= e.Time && est.At-e.Time < settle && c.Role() == RoleServer
-		})
+		c = t.byAddresses(e, func(c *Conn) bool { return c.Role() == RoleServer && c.tookOver(e.Time) })
 	}
 	if c == nil {
 		c = t.create(e, sock, p)
@@ -79,6 +75,22 @@ func (t *Tracker) request(e *event.Event, p Phase) *Conn {
 		c.flags |= flagUncertain
 	}
 	return c
+}
+
+// tookOver reports whether c is the socket of a request, or attempt, of which an
+// event of that time comes late, when the socket is there already.
+func (c *Conn) tookOver(at int64) bool {
+	if est := c.Find(EntryEstablished); est != nil && est.At >= at && est.At-at < settle {
+		return true
+	}
+	// Snapshots are not in line with the events, and overtake them by as much as
+	// there is to read.
+	for i := 0; i < int(c.n); i++ {
+		if e := c.At(i); e.Found() {
+			return e.At >= at && e.At-at <= int64(adoptWindow)
+		}
+	}
+	return false
 }
 
 // dropped handles a SYN or, with argACK, a final ACK that met a full accept

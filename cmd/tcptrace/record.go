@@ -416,6 +416,7 @@ func (u *ui) record(ctx context.Context, r recording, flight bool) error {
 	}
 	defer rec.Close()
 	sum := newTally()
+	sum.filtered = !r.filter.Empty()
 	r.record, r.out = rec, sum
 	if flight && len(r.trigger) > 0 {
 		r.out = &triggering{Renderer: sum, words: r.trigger, rec: rec}
@@ -611,6 +612,8 @@ type tally struct {
 	worst   map[string]*render.Verdict // of a code; only how bad and how sure it is
 	summary *render.Summary
 	lost    atomic.Uint64
+
+	filtered bool // it is told of a part of the verdicts only
 }
 
 func newTally() *tally { return &tally{worst: make(map[string]*render.Verdict)} }
@@ -666,6 +669,9 @@ func (t *tally) causes(differ bool) string {
 		missing = "; some may be missing, since events were lost"
 	}
 	if len(list) == 0 {
+		if t.filtered {
+			return "no causes found in what the filters let through" + missing
+		}
 		return "no causes found" + missing
 	}
 	slices.SortFunc(list, func(a, b *render.Verdict) int { return cmp.Or(render.ByHarm(a, b), cmp.Compare(a.Code, b.Code)) })

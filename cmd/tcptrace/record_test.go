@@ -92,6 +92,10 @@ func TestCausesComeAsInAReport(t *testing.T) {
 	lossy := tallied()
 	require.NoError(t, lossy.Lost(&render.Lost{Count: 3}))
 	require.Equal(t, "no causes found; some may be missing, since events were lost", lossy.causes(false))
+
+	some := tallied()
+	some.filtered = true
+	require.Equal(t, "no causes found in what the filters let through", some.causes(false))
 }
 
 func TestClosingWords(t *testing.T) {

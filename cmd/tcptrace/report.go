@@ -173,7 +173,7 @@ func (u *ui) reportOn(ctx context.Context, r *reporting, list []pipeline.Recordi
 	rep := render.NewReport(u.out, o)
 	out := r.only(rep)
 	err := r.replayAll(ctx, list, func(h *dump.Header, cfg *pipeline.ReplayConfig) {
-		rep.Run(h.Netns)
+		rep.Run(h.Netns, !cfg.Filter.Empty())
 		cfg.Out, cfg.Show = out, show
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
 		rep.Whole(got.Began, got.Problems, got.Notes)
@@ -242,10 +242,15 @@ func (u *ui) reportHTML(ctx context.Context, r *reporting, list []pipeline.Recor
 	page := webreport.New(webreport.Options{})
 	out := r.only(page)
 	var problems []string
+	filtered := false
 	err = r.replayAll(ctx, list, func(_ *dump.Header, cfg *pipeline.ReplayConfig) {
 		cfg.Out, cfg.Show, cfg.Raw = out, show, page.Raw
+		filtered = !cfg.Filter.Empty()
 	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
 		problems = append(problems, got.Problems...)
+		if filtered {
+			got.Notes = append(got.Notes, "filters leave out a part of what was recorded")
+		}
 		page.Problems(append(got.Notes, got.Problems...))
 		return nil
 	})

@@ -48,6 +48,7 @@ type reportRun struct {
 	notes    []string
 	names    map[uint32]string
 	netns    uint32
+	filtered bool
 }
 
 // reportCause is a verdict of one of the runs.
@@ -73,9 +74,10 @@ func NewReport(w io.Writer, o ReportOptions) *Report {
 	return r
 }
 
-// Run announces a run and the network namespace of the one who recorded it.
-func (r *Report) Run(netns uint32) {
-	r.now = &reportRun{names: make(map[uint32]string), netns: netns}
+// Run announces a run, the network namespace of the one who recorded it, and
+// whether filters leave some of it out.
+func (r *Report) Run(netns uint32, filtered bool) {
+	r.now = &reportRun{names: make(map[uint32]string), netns: netns, filtered: filtered}
 	r.runs = append(r.runs, r.now)
 	r.open = make(map[verdictKey]*reportCause)
 	if r.rest != nil {
@@ -303,11 +305,18 @@ func ByHarm(a, b *Verdict) int {
 func (r *Report) writeCauses() {
 	t := r.t
 	if len(r.causes) == 0 {
-		none := "No cause for trouble was found."
-		if slices.ContainsFunc(r.runs, func(run *reportRun) bool { return len(run.problems) > 0 || run.summary != nil && run.summary.Lost > 0 }) {
-			none = "No cause for trouble was found in what is there, which is not all: see above."
+		none := "No cause for trouble was found"
+		filtered := slices.ContainsFunc(r.runs, func(run *reportRun) bool { return run.filtered })
+		missing := slices.ContainsFunc(r.runs, func(run *reportRun) bool { return len(run.problems) > 0 || run.summary != nil && run.summary.Lost > 0 })
+		switch {
+		case filtered && missing:
+			none += " in what is there and the filters let through. Not all is there: see above"
+		case filtered:
+			none += " in what the filters let through"
+		case missing:
+			none += " in what is there, which is not all: see above"
 		}
-		t.para("", plain, none, bold)
+		t.para("", plain, none+".", bold)
 		t.print("\n")
 		return
 	}

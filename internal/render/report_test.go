@@ -32,7 +32,7 @@ func report(t *testing.T, o ReportOptions, hosts int) []byte {
 	o.Several = hosts > 1
 	r := NewReport(&b, o)
 	for i := range hosts {
-		r.Run(1)
+		r.Run(1, false)
 		script(t, r)
 		r.now.start.Host = fmt.Sprintf("web%d", i+1)
 		var problems []string
@@ -83,7 +83,7 @@ func TestReportRanks(t *testing.T) {
 	}
 	var b bytes.Buffer
 	r := NewReport(&b, ReportOptions{Causes: true})
-	r.Run(0)
+	r.Run(0, false)
 	require.NoError(t, r.Start(&Start{Host: "h"}))
 	for _, v := range list {
 		require.NoError(t, r.Verdict(v))
@@ -96,12 +96,35 @@ func TestReportRanks(t *testing.T) {
 	require.Equal(t, []string{"a3", "a2", "b1", "c1000", "d1", "e1000"}, order)
 }
 
+// TestReportOfNothing: that no cause was found is said only of what was looked
+// at.
+func TestReportOfNothing(t *testing.T) {
+	for _, c := range []struct {
+		filtered bool
+		problems []string
+		want     string
+	}{
+		{false, nil, "No cause for trouble was found."},
+		{true, nil, "No cause for trouble was found in what the filters let through."},
+		{false, []string{"cut off"}, "No cause for trouble was found in what is there, which is not all: see above."},
+		{true, []string{"cut off"}, "No cause for trouble was found in what is there and the filters let through. Not all is there: see above."},
+	} {
+		var b bytes.Buffer
+		r := NewReport(&b, ReportOptions{Causes: true, TextOptions: TextOptions{Width: 200}})
+		r.Run(0, c.filtered)
+		require.NoError(t, r.Start(&Start{Host: "h"}))
+		r.Whole(0, c.problems, nil)
+		require.NoError(t, r.Close())
+		require.Contains(t, b.String(), c.want)
+	}
+}
+
 // TestReportIsBounded: a recording with endless causes does not take endless
 // memory.
 func TestReportIsBounded(t *testing.T) {
 	var b bytes.Buffer
 	r := NewReport(&b, ReportOptions{Causes: true})
-	r.Run(0)
+	r.Run(0, false)
 	require.NoError(t, r.Start(&Start{Host: "h"}))
 	for range maxCauses + 5 {
 		require.NoError(t, r.Verdict(&Verdict{Verdict: &diagnose.Verdict{Severity: diagnose.Error}, Phase: diagnose.PhaseFinal}))

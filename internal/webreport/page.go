@@ -122,6 +122,7 @@ type content struct {
 
 	Events, Connections, Lost string
 	LostAny                   bool
+	Partial                   bool   // not all that happened was looked at
 	Wrong                     string // of the connections that are here
 	Notices                   []string
 	Runs                      []runContent
@@ -241,6 +242,7 @@ func (r *Report) content(license string) *content {
 			c.Notices = append(c.Notices, p)
 		}
 	}
+	c.Partial = c.LostAny || len(c.Notices) > 0
 	if lost > 0 {
 		c.Notices = append(c.Notices, render.Thousands(lost)+" events were lost before tcptrace could read them. What they touched is marked incomplete; counts can be too low.")
 	}

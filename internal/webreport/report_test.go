@@ -75,7 +75,11 @@ func TestSameInputSameBytes(t *testing.T) {
 
 func TestNothingSeen(t *testing.T) {
 	page := write(t, New(Options{}))
-	assert.Contains(t, string(page), "No verdict held")
+	assert.Contains(t, string(page), "nothing that tcptrace can name went wrong.<")
+	r := New(Options{})
+	require.NoError(t, r.Start(&render.Start{Host: "h"}))
+	r.Problems([]string{"filters leave out a part of what was recorded"})
+	assert.NotContains(t, string(write(t, r)), "went wrong.<", "what was not looked at may have gone wrong")
 	assert.Zero(t, rows(unpack(t, page)))
 }
 

@@ -249,7 +249,7 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 		l.who.name(), did, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
 	v.Evidence = Evidence{
 		{Key: "count", Value: int64(l.count)},
-		{Key: "window_ms", Value: int64(window / time.Millisecond)},
+		{Key: "window_ms", Value: milliseconds(window)},
 		{Key: "lifetime_ms", Value: milliseconds(l.lifetime)},
 		{Key: "destination", Value: destination(l.to)},
 		{Key: "bytes_sent", Value: int64(l.sent)},

@@ -260,7 +260,7 @@ func (s *prober) Describe(x *Engine, v *Verdict) {
 		{Key: "refused", Value: int64(refused)},
 		{Key: "reset", Value: int64(s.counts[probeReset])},
 		{Key: "first_ports", Value: append([]string(nil), s.first...)},
-		{Key: "window_ms", Value: (s.last - s.began) / int64(time.Millisecond)},
+		{Key: "window_ms", Value: milliseconds(time.Duration(s.last - s.began))},
 	}
 	if !x.o.Capabilities.HasRequestAborts {
 		v.Evidence[2].Note = "without those that were ended by RST: these hooks do not show them"

@@ -528,6 +528,9 @@ func (p *Probe) loadIterator(spec *ebpf.CollectionSpec, opts ebpf.CollectionOpti
 	return nil
 }
 
+// uncounted is what kernels before 6.7 do not tell, see readUnhit.
+const uncounted = "how many events kprobes miss, where an interrupt comes in the middle of one"
+
 func capabilities(k *kernel, state []event.Hook, partial map[string]string, cookie bool) event.Capabilities {
 	via := map[string]string{}
 	count := map[string]int{}
@@ -560,6 +563,9 @@ func capabilities(k *kernel, state []event.Hook, partial map[string]string, cook
 	}
 	if cookie {
 		c.Identity = event.IdentityCookie
+	}
+	if major, minor := version(k.release); count[viaKprobe] > 0 && (major < 6 || major == 6 && minor < 7) {
+		c.Unknowable = append(c.Unknowable, uncounted)
 	}
 	switch {
 	case count[viaFentry] > 0 && count[viaFentry] >= count[viaKprobe]:

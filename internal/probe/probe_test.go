@@ -272,6 +272,8 @@ func TestKprobesAreAsked(t *testing.T) {
 	if tells && os.Getenv("TCPTRACE_ATTACH") == "kprobe" {
 		assert.Greater(t, kprobes, 10)
 	}
+	byKprobe := slices.ContainsFunc(p.caps.Hooks, func(h event.Hook) bool { return h.Via == viaKprobe })
+	assert.Equal(t, byKprobe && !tells, slices.Contains(p.caps.Unknowable, uncounted), "what is not counted is said")
 	p.Stop()
 	_, err = p.Stats()
 	require.NoError(t, err)

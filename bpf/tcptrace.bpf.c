@@ -205,11 +205,28 @@ int kp_cookie_v6_check(struct pt_regs *ctx)
 	RUN(on_cookie_came((void *)PT_REGS_PARM1(ctx)));
 }
 
-/* three arguments up to 6.1, then two */
+/* What __cookie_v{4,6}_check returned: three arguments up to 6.1, then two. Each
+ * load is kept an instruction of its own, or the compiler makes one of both with
+ * an offset that is not constant, which the verifier refuses.
+ */
+static __always_inline int cookie_check_result(args_t *ctx)
+{
+	__u64 result;
+
+	if (cookie_check_nargs == 2) {
+		result = ctx[2];
+		barrier_var(result);
+	} else {
+		result = ctx[3];
+		barrier_var(result);
+	}
+	return result;
+}
+
 SEC("fexit/__cookie_v4_check")
 int fx_cookie_v4_checked(args_t *ctx)
 {
-	RUN(on_cookie_checked((int)(cookie_check_nargs == 2 ? ctx[2] : ctx[3])));
+	RUN(on_cookie_checked(cookie_check_result(ctx)));
 }
 
 SEC("kretprobe/__cookie_v4_check")
@@ -221,7 +238,7 @@ int kr_cookie_v4_checked(struct pt_regs *ctx)
 SEC("fexit/__cookie_v6_check")
 int fx_cookie_v6_checked(args_t *ctx)
 {
-	RUN(on_cookie_checked((int)(cookie_check_nargs == 2 ? ctx[2] : ctx[3])));
+	RUN(on_cookie_checked(cookie_check_result(ctx)));
 }
 
 SEC("kretprobe/__cookie_v6_check")

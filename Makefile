@@ -20,7 +20,7 @@ JOBS ?= 2
 VM_TIME ?= 45m
 # Only tests that match, in test-kernel and test-vm.
 RUN ?=
-FUZZTIME ?= 10s
+FUZZTIME ?= 8s
 
 # Nothing before a root's command, sudo before anybody else's.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,TCPTRACE_ATTACH)

@@ -106,7 +106,7 @@ func (u *ui) export(ctx context.Context, x *exporting) error {
 		} else {
 			cfg.Show.Open, cfg.Raw = true, sink.Raw
 		}
-	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
+	}, func(_ *pipeline.ReplayConfig, got *pipeline.Replayed) error {
 		problems = append(problems, got.Problems...)
 		return nil
 	})

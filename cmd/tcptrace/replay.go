@@ -287,21 +287,21 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// replayAll goes through recordings one after the other. before and after are
-// called around each; either may be nil.
-func (r *replaying) replayAll(ctx context.Context, list []pipeline.Recording, o func(*dump.Header, *pipeline.ReplayConfig),
-	after func(pipeline.Recording, *pipeline.Replayed) error) error {
+// replayAll goes through recordings one after the other. Before each, before
+// says what is shown of it; then after is told what came of it.
+func (r *replaying) replayAll(ctx context.Context, list []pipeline.Recording, before func(*dump.Header, *pipeline.ReplayConfig),
+	after func(*pipeline.ReplayConfig, *pipeline.Replayed) error) error {
 	for _, rec := range list {
 		cfg, err := r.config(rec.Header())
 		if err != nil {
 			return err
 		}
-		o(rec.Header(), &cfg)
+		before(rec.Header(), &cfg)
 		got, err := pipeline.Replay(ctx, cfg, rec)
 		if err != nil {
 			return err
 		}
-		if err := after(rec, got); err != nil {
+		if err := after(&cfg, got); err != nil {
 			return err
 		}
 	}

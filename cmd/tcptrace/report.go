@@ -150,7 +150,7 @@ func (u *ui) reportOn(ctx context.Context, r *reporting, list []pipeline.Recordi
 		out := r.only(render.NewJSON(u.out))
 		return r.replayAll(ctx, list, func(_ *dump.Header, cfg *pipeline.ReplayConfig) {
 			cfg.Out, cfg.Show = out, show
-		}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
+		}, func(_ *pipeline.ReplayConfig, got *pipeline.Replayed) error {
 			for _, p := range got.Problems {
 				u.complain("warning", p)
 			}
@@ -175,7 +175,7 @@ func (u *ui) reportOn(ctx context.Context, r *reporting, list []pipeline.Recordi
 	err := r.replayAll(ctx, list, func(h *dump.Header, cfg *pipeline.ReplayConfig) {
 		rep.Run(h.Netns, !cfg.Filter.Empty())
 		cfg.Out, cfg.Show = out, show
-	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
+	}, func(_ *pipeline.ReplayConfig, got *pipeline.Replayed) error {
 		rep.Whole(got.Began, got.Problems, got.Notes)
 		return nil
 	})
@@ -242,13 +242,11 @@ func (u *ui) reportHTML(ctx context.Context, r *reporting, list []pipeline.Recor
 	page := webreport.New(webreport.Options{})
 	out := r.only(page)
 	var problems []string
-	filtered := false
 	err = r.replayAll(ctx, list, func(_ *dump.Header, cfg *pipeline.ReplayConfig) {
 		cfg.Out, cfg.Show, cfg.Raw = out, show, page.Raw
-		filtered = !cfg.Filter.Empty()
-	}, func(_ pipeline.Recording, got *pipeline.Replayed) error {
+	}, func(cfg *pipeline.ReplayConfig, got *pipeline.Replayed) error {
 		problems = append(problems, got.Problems...)
-		if filtered {
+		if !cfg.Filter.Empty() {
 			got.Notes = append(got.Notes, "filters leave out a part of what was recorded")
 		}
 		page.Problems(append(got.Notes, got.Problems...))

@@ -83,7 +83,7 @@ type Probe struct {
 type loaded struct {
 	name   string
 	prog   *ebpf.Program
-	kprobe link.Link // nil unless it is one; guarded by mu
+	kprobe link.Link // nil unless it is one that is counted; guarded by mu
 	unhit  uint64    // how often the kernel passed it by, as last read; guarded by mu
 }
 
@@ -244,7 +244,6 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 	if nargs < 0 {
 		nargs = 4
 	}
-	major, minor := version(k.release)
 	cookieArgs := k.args("__cookie_v4_check")
 	if cookieArgs < 0 {
 		cookieArgs = 2
@@ -267,7 +266,7 @@ func configure(spec *ebpf.CollectionSpec, k *kernel, o Options, cookie bool) err
 		"have_twins":      cookie,
 		"have_task_btf":   k.hasFunc("bpf_get_current_task_btf"),
 		// BTF does not show this change, made between 5.10 and 6.1.
-		"syn_queue_full_at_limit": major < 5 || major == 5 && minor <= 10,
+		"syn_queue_full_at_limit": before(k.release, 5, 11),
 		"accept_nargs":            uint32(nargs),
 		"cookie_check_nargs":      uint32(cookieArgs),
 		"rst_on_close":            number("sk_rst_reason", "SK_RST_REASON_TCP_ABORT_ON_CLOSE"),
@@ -350,6 +349,12 @@ func version(release string) (major, minor int) {
 	return major, minor
 }
 
+// before says whether a kernel is older than a version, or of none that is known.
+func before(release string, major, minor int) bool {
+	a, b := version(release)
+	return a < major || a == major && b < minor
+}
+
 // try loads and attaches all programs of one way, or nothing.
 func (p *Probe) try(k *kernel, spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, w way, attach string) error {
 	if !allowed(attach, w.via) {
@@ -391,7 +396,7 @@ func (p *Probe) try(k *kernel, spec *ebpf.CollectionSpec, opts ebpf.CollectionOp
 	}
 	for i, name := range w.progs {
 		l := loaded{name: name, prog: progs[name]}
-		if w.via == viaKprobe && !strings.Contains(w.targets[i], "/") {
+		if w.via == viaKprobe && !strings.Contains(w.targets[i], "/") && countsUnhit(k.release) {
 			l.kprobe = links[i]
 		}
 		p.progs = append(p.progs, l)
@@ -463,7 +468,7 @@ type miss struct {
 
 // readUnhit asks how often the kernel passed a kprobe by, because it was busy
 // with another one on that CPU: an interrupt came in the middle, and all that
-// its timers and packets reach goes by. Kernels before 6.7 do not tell.
+// its timers and packets reach goes by.
 func (l *loaded) readUnhit() {
 	if l.kprobe == nil {
 		return
@@ -479,6 +484,10 @@ func (l *loaded) readUnhit() {
 		}
 	}
 }
+
+// countsUnhit says whether a kernel tells that
+// (kernel/trace/trace_kprobe.c: bpf_get_kprobe_info()).
+func countsUnhit(release string) bool { return !before(release, 6, 7) }
 
 // missed adds the programs' costs to s and returns their misses. Those of a
 // twin do not count: it has nothing to do but where its program was skipped.
@@ -528,7 +537,7 @@ func (p *Probe) loadIterator(spec *ebpf.CollectionSpec, opts ebpf.CollectionOpti
 	return nil
 }
 
-// uncounted is what kernels before 6.7 do not tell, see readUnhit.
+// uncounted is what not all kernels tell, see countsUnhit.
 const uncounted = "how many events kprobes miss, where an interrupt comes in the middle of one"
 
 func capabilities(k *kernel, state []event.Hook, partial map[string]string, cookie bool) event.Capabilities {
@@ -564,7 +573,7 @@ func capabilities(k *kernel, state []event.Hook, partial map[string]string, cook
 	if cookie {
 		c.Identity = event.IdentityCookie
 	}
-	if major, minor := version(k.release); count[viaKprobe] > 0 && (major < 6 || major == 6 && minor < 7) {
+	if count[viaKprobe] > 0 && !countsUnhit(k.release) {
 		c.Unknowable = append(c.Unknowable, uncounted)
 	}
 	switch {

@@ -321,9 +321,7 @@ func (r *Report) ranked() []*verdict {
 	}
 	slices.SortFunc(all, func(a, b *verdict) int {
 		return cmp.Or(
-			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()),
-			cmp.Compare(a.Confidence.Rank(), b.Confidence.Rank()),
-			cmp.Compare(b.Count, a.Count),
+			render.ByHarm(a.Verdict, b.Verdict),
 			cmp.Compare(a.First, b.First),
 			cmp.Compare(a.order, b.order),
 		)

@@ -145,8 +145,11 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 			return // what the other end left was the last of it
 		}
 		causes = Codes(p)
-		if i := slices.Index(causes, codeResetSent); i > 0 && causes[0] == codeSlowAccept {
-			causes[0], causes[i] = causes[i], causes[0] // late accept() alone resets nothing
+		if !resetByQueue(p) {
+			causes = slices.DeleteFunc(causes, func(code string) bool { return code == codeAcceptQueueOverflow })
+		}
+		if i := slices.Index(causes, codeResetSent); i > 0 {
+			causes[0], causes[i] = causes[i], causes[0] // the others alone reset nothing
 		}
 		if left {
 			manner = mannerLeft

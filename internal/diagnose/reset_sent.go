@@ -125,7 +125,11 @@ func (r *resetSent) Finish(x *Engine) {
 
 func (r *resetSent) judge(x *Engine, c *timeline.Conn) {
 	r.hangups.mark(x, c)
-	for _, code := range []string{codeAcceptQueueOverflow, codeImmediateClose, codeKeepaliveTimeout, codeAbortedOnMemory} {
+	named := []string{codeImmediateClose, codeKeepaliveTimeout, codeAbortedOnMemory}
+	if resetByQueue(c) {
+		named = append(named, codeAcceptQueueOverflow)
+	}
+	for _, code := range named {
 		if c.Tag&(1<<codeIndex[code]) != 0 {
 			return // named already
 		}
@@ -207,6 +211,10 @@ func (why *cause) ended(c *timeline.Conn) *cause {
 	return why
 }
 
+// resetByQueue reports whether a full accept queue may be what c was reset by:
+// one that got in later was only delayed.
+func resetByQueue(c *timeline.Conn) bool { return c.Find(timeline.EntryEstablished) == nil }
+
 // resetBy tells why this end reset c: nil where that is not known. ok is false
 // where it did not, or not while the connection lived.
 func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int64, ok bool) {
@@ -222,6 +230,12 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	t := c.Traffic()
 	const errnoAborted = 103
 	switch {
+	case c.ClosedUnread():
+		// After shutdown(), close() says nothing else but this.
+		if s := closed.Old(); s == event.StateLastAck || s == event.StateClosing {
+			return &causeFinished, s, closed.At, true
+		}
+		return &causeUnread, closed.Old(), closed.At, true
 	case c.DataAfterClose():
 		// An orphan that is killed for want of memory looks the same where
 		// nothing names the reason.

@@ -94,7 +94,7 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 	if shut, _ := c.Window(); shut {
 		return
 	}
-	at := e.Until()
+	at := c.Last()
 	run := r.runs.make(c)
 	// Whatever is acknowledged makes room for new data to be sent, or leaves
 	// less of it unacknowledged.

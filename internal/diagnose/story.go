@@ -356,13 +356,16 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 	case err != 0 && !lost:
 		s.say("ended by %s", timeline.Errno(err))
 		return true
+	case s.c.ClosedUnread():
+		s.say("then reset by %s, which %s with %s unread", by, closedOrEnded(e), unread(s.c.Traffic()))
+		return true
 	case err == 0 && e.ByProcess() && !ours && (e.Old() == event.StateEstablished || e.Old() == event.StateCloseWait):
 		t := s.c.Traffic()
 		switch {
 		case s.c.Role() == timeline.RoleServer && !s.c.Accepted() && !s.c.Before():
 			s.say("reset: closed with its listener, before accept()")
 		case t.Unread > 0:
-			s.say("reset by %s, which %s with %s unread", by, closedOrEnded(e), Bytes(uint64(t.Unread)))
+			s.say("reset by %s, which %s with %s unread", by, closedOrEnded(e), unread(t))
 		case e.LingerZero():
 			s.say("reset by %s on purpose (SO_LINGER 0)", by)
 		default:
@@ -381,24 +384,33 @@ func closedOrEnded(e *timeline.Entry) string {
 	return "closed"
 }
 
+// unread is how much was left unread: it may have been taken away, uncounted,
+// before the kernel said that there was some.
+func unread(t event.Traffic) string {
+	if t.Unread == 0 {
+		return "data"
+	}
+	return Bytes(uint64(t.Unread))
+}
+
 // othersCause tells why the peer reset c, where it is on this host.
 func (s *story) othersCause() string {
 	p := s.c.Peer()
 	if p == nil {
 		return ""
 	}
-	if p.Find(timeline.EntryRequestDropped) != nil {
+	if p.Find(timeline.EntryRequestDropped) != nil && resetByQueue(p) {
 		return ": accept queue full"
 	}
 	for i := range p.Len() {
 		e := p.At(i)
-		if e.Kind != timeline.EntryClosed || !e.ByProcess() || e.Err() != 0 {
+		if e.Kind != timeline.EntryClosed || e.Err() != 0 || !e.ByProcess() && !p.ClosedUnread() {
 			continue
 		}
 		who := p.ClosedBy().Name()
 		switch t := p.Traffic(); {
 		case t.Unread > 0:
-			return fmt.Sprintf(": %s %s with %s unread", who, closedOrEnded(e), Bytes(uint64(t.Unread)))
+			return fmt.Sprintf(": %s %s with %s unread", who, closedOrEnded(e), unread(t))
 		case e.LingerZero():
 			return fmt.Sprintf(": %s closed with SO_LINGER 0", who)
 		}

@@ -95,7 +95,7 @@ type stalls struct {
 func (r *zeroWindow) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	switch e.Kind {
 	case timeline.EntryZeroWindow:
-		r.seen(x, c, e.Until(), true, false)
+		r.seen(x, c, c.Last(), true, false)
 	case timeline.EntryClosed:
 		r.closed(x, c, e)
 	}

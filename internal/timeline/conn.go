@@ -489,7 +489,7 @@ func (c *Conn) DataAfterClose() bool {
 			return true
 		}
 	}
-	if n := c.ResetReason(); n != "" && !strings.HasSuffix(n, "ABORT_ON_DATA") {
+	if n := c.ResetReason(); n != "" && !strings.HasSuffix(n, "ABORT_ON_DATA") || c.ClosedUnread() {
 		return false
 	}
 	for i := 0; i < int(c.n); i++ {
@@ -500,6 +500,24 @@ func (c *Conn) DataAfterClose() bool {
 			if closed && c.answeredByRST(i) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// ClosedUnread reports whether this end closed after its shutdown() with data
+// unread, which the kernel answers by RST. Data that comes after close() is never
+// unread: it is not taken in.
+func (c *Conn) ClosedUnread() bool {
+	for i := 0; i < int(c.n); i++ {
+		e := c.At(i)
+		if e.Kind != EntryClosed || e.Err() != 0 || !c.answeredByRST(i) {
+			continue
+		}
+		switch e.Old() {
+		case event.StateFinWait1, event.StateFinWait2, event.StateClosing, event.StateLastAck:
+			reason := c.ResetReason()
+			return strings.HasSuffix(reason, "ABORT_ON_CLOSE") || reason == "" && c.Traffic().Unread > 0
 		}
 	}
 	return false

@@ -112,10 +112,11 @@ type Entry struct {
 	states uint8 // old<<4 | new
 }
 
-// What Arg holds. Of kinds that repeat, the low 24 bits are the milliseconds
-// from the first to the last occurrence, saturating.
+// What Arg holds. Of kinds that repeat, the low 24 bits are the time from the
+// first to the last occurrence: see [packSpan].
 const (
-	argSpan = 1<<24 - 1
+	argSpan        = 1<<24 - 1
+	argSpanSeconds = 1 << 23
 
 	// EntryClosed, EntryConnectFailed, EntryFINSent, some also EntryState: these
 	// bits, an errno in the low 8, and
@@ -307,10 +308,10 @@ func (e *Entry) ByMinisocket() bool { return e.arg(argMinisocket, EntryRSTSent) 
 func (e *Entry) Found() bool { return e.arg(argFound, EntryState) }
 
 // Until is when the last of the folded occurrences happened: At where there
-// was one.
+// was one. Later than 2.3 hours after At it may be told up to a second early.
 func (e *Entry) Until() int64 {
 	if e.Kind.repeats() {
-		return e.At + int64(e.Arg&argSpan)*int64(time.Millisecond)
+		return e.At + unpackSpan(e.Arg)
 	}
 	return e.At
 }
@@ -387,15 +388,15 @@ func (c *Conn) fold(pos int, e Entry) (x *Entry, known bool) {
 	}
 	if x == nil && pos < int(c.n) && same(c.At(pos)) { // it came late
 		x = c.At(pos)
-		span := (x.At-e.At)/int64(time.Millisecond) + int64(x.Arg&argSpan)
+		span := x.At - e.At + unpackSpan(x.Arg)
 		x.At = e.At
-		x.Arg = x.Arg&^argSpan | clampSpan(span)
+		x.Arg = x.Arg&^argSpan | packSpan(span)
 	} else if x == nil {
 		return nil, false
 	} else if x.At == e.At {
 		return nil, true // the same twice
 	}
-	span := clampSpan((e.At - x.At) / int64(time.Millisecond))
+	span := packSpan(e.At - x.At)
 	if e.Kind.numbered() {
 		if n := e.Arg >> 24; e.Kind == EntrySYNACKRetransmitted && n != 0 && n == x.Arg>>24 {
 			return nil, true
@@ -409,8 +410,21 @@ func (c *Conn) fold(pos int, e Entry) (x *Entry, known bool) {
 	return x, true
 }
 
-func clampSpan(ms int64) uint32 {
-	return uint32(min(max(ms, 0), argSpan))
+// packSpan keeps a time in 23 bits: of milliseconds where it fits, else of
+// seconds, which is enough for 97 days. A longer time never gives less.
+func packSpan(ns int64) uint32 {
+	if ms := max(ns, 0) / int64(time.Millisecond); ms < argSpanSeconds {
+		return uint32(ms)
+	}
+	return argSpanSeconds | uint32(min(ns/int64(time.Second), argSpanSeconds-1))
+}
+
+func unpackSpan(arg uint32) int64 {
+	n := int64(arg & argSpan)
+	if n < argSpanSeconds {
+		return n * int64(time.Millisecond)
+	}
+	return (n - argSpanSeconds) * int64(time.Second)
 }
 
 // grow makes room for n entries.

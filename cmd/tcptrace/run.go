@@ -198,7 +198,7 @@ func (u *ui) run(ctx context.Context, r running) error {
 	if err != nil {
 		u.complain("error", err.Error())
 	}
-	if !r.quiet || err != nil || len(brief.Codes(diagnose.Info)) > 0 || brief.LostEvents() > 0 || len(end.Running) > 0 {
+	if !r.quiet || err != nil || len(brief.Codes(diagnose.Info)) > 0 || brief.LostEvents() > 0 || t.Lost() > 0 || len(end.Running) > 0 {
 		// There is nobody to tell if this fails.
 		_ = brief.Write(end)
 	}

@@ -50,7 +50,7 @@ var docConnectTimeout = Doc{
 	Summary:  "our SYN was never answered",
 	Meaning: `The SYN was sent again and again (net.ipv4.tcp_syn_retries times, after 1 s, 2 s, 4 s, ...) until the kernel gave up with ETIMEDOUT, or until the application gave up before that. An application that gives up before the first retransmission is not reported: trying two addresses in parallel looks like that.
 
-From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where this host itself dropped it, or the listener is on this host too, that is known: local-drop or accept-queue-overflow names the cause then, and this verdict is information.`,
+From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where this host itself dropped it, or the listener is on this host too, that is known: local-drop or accept-queue-overflow names the cause then, and this verdict is information. Where segments came that acknowledge what this host never sent, which it answers by RST, the destination is up and takes the SYN for part of another connection: that is said instead.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"syn_retransmits", "count", "how often the SYN was sent again, the most"},
@@ -95,7 +95,7 @@ type refusals struct {
 	to    netip.AddrPort
 	who   crew
 	count uint64
-	rst   bool // one was seen
+	rsts  uint64 // of these, how many by one that was seen
 	after time.Duration
 }
 
@@ -111,7 +111,9 @@ func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	f := *p
 	f.who.add(c.Owner())
 	f.count++
-	f.rst = f.rst || c.Find(timeline.EntryRSTReceived) != nil
+	if c.Find(timeline.EntryRSTReceived) != nil {
+		f.rsts++
+	}
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
 		f.after = max(f.after, e.Since(syn))
 	}
@@ -124,7 +126,11 @@ func (f *refusals) Describe(x *Engine, v *Verdict) {
 	v.Process = process(f.who.last)
 	v.Story = fmt.Sprintf("connection refused: %s answered the SYN of %s by RST", destination(f.to), f.who.name())
 	by := Fact{Key: "answered_by", Value: "RST"}
-	if !f.rst {
+	switch {
+	case f.rsts == f.count:
+	case f.rsts > 0:
+		v.Story += fmt.Sprintf(" in %d of %d; in the others by no RST that was seen (a firewall that rejects by ICMP does so)", f.rsts, f.count)
+	default:
 		v.Confidence = Likely
 		v.Story = fmt.Sprintf("connection to %s refused: the SYN of %s was answered, but by no RST that was seen: a firewall that rejects by ICMP does so", destination(f.to), f.who.name())
 		by = Fact{Key: by.Key, Note: "no RST was seen; an ICMP error, it seems"}
@@ -161,6 +167,7 @@ type timeouts struct {
 	full                bool // the listener is here, and its accept queue was full
 	dropped             bool // this host dropped the SYN or its answer
 	answered            bool // the listener is here, and sent SYN-ACKs
+	stray               bool // what came in answer belonged to another connection
 }
 
 // Ended waits for the listener's side of the story, where that is here too.
@@ -181,6 +188,7 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	if p := c.Peer(); p != nil && !full && !dropped {
 		answered = p.Find(timeline.EntrySYNACKRetransmitted, timeline.EntryEstablished) != nil
 	}
+	stray := !full && !dropped && !answered && strayAnswers(c)
 	switch {
 	case full:
 		key.What = "full"
@@ -188,10 +196,12 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 		key.What = "dropped"
 	case answered:
 		key.What = "answered"
+	case stray:
+		key.What = "stray"
 	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &timeouts{to: c.Remote(), full: full, dropped: dropped, answered: answered}
+		*p = &timeouts{to: c.Remote(), full: full, dropped: dropped, answered: answered, stray: stray}
 	}
 	f := *p
 	f.who.add(c.Owner())
@@ -206,6 +216,13 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 		f.application = true
 	}
 	x.Report(r, key, f, e.At, 1, c)
+}
+
+// strayAnswers reports whether c, which did not get through, was answered all the
+// same: in SYN_SENT the kernel sends RST only to a segment that acknowledges what
+// c never sent.
+func strayAnswers(c *timeline.Conn) bool {
+	return c.Find(timeline.EntryRSTSent) != nil
 }
 
 func (f *timeouts) Describe(x *Engine, v *Verdict) {
@@ -250,6 +267,14 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		v.Story += "; the listener, on this host, did answer: its SYN-ACK got lost"
 		v.Fix = []string{"look for what drops SYN-ACKs between the two, on this host: netfilter rules, reverse path filtering, routes of the namespaces"}
 		other = Fact{Key: "listener", Value: "sent SYN-ACKs"}
+	case f.stray:
+		v.Which = "answered for another connection"
+		v.Story = fmt.Sprintf("%s answered %s only with segments of another connection, which this host answered with RST: SYN sent again %s%s, %s",
+			destination(f.to), f.who.name(), times(f.retransmits), in, end)
+		v.Fix = []string{
+			"the host is up, and holds another connection (or TIME_WAIT) of this address and port: look there with `ss -tan`",
+			"find out who else uses this address (NAT, a host that was restarted or cloned), and whether a firewall on the way drops the RSTs that would end the old connection",
+		}
 	}
 	retries := Fact{Key: "syn_retries", Value: int64(f.retries)}
 	if f.retries == 0 {

@@ -202,7 +202,7 @@ func (r *halfOpen) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	case timeline.EntryTimeWait:
 		p.orderly = true
 	case timeline.EntryClosed:
-		p.how = endOf(e)
+		p.how = endOf(c, e)
 		// LAST_ACK and CLOSING: the peer had closed. A minisocket in FIN_WAIT2
 		// that went by its own timer shows nothing, but the FIN was acknowledged.
 		switch e.Old() {
@@ -260,8 +260,10 @@ func (r *halfOpen) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 }
 
 // endOf tells how a socket came to CLOSE.
-func endOf(e *timeline.Entry) string {
+func endOf(c *timeline.Conn, e *timeline.Entry) string {
 	switch {
+	case e.Err() == errnoTimedOut && gaveUpOnWindow(c, e):
+		return "the kernel had given it up: the peer did not read"
 	case e.Err() == errnoTimedOut:
 		return "the kernel had given it up: the peer did not answer"
 	case e.Err() != 0:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer/event"
@@ -248,14 +249,10 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 	case closed.ByProcess() && closed.Err() == 0 &&
 		(closed.Old() == event.StateEstablished || closed.Old() == event.StateCloseWait):
 		// Only an abort leads from these to CLOSE by system call.
-		// Nobody writes or reads before accept(): where there was either, the
-		// accept() itself was missed.
-		unaccepted := c.Role() == timeline.RoleServer && !c.Accepted() && x.o.Capabilities.HasAccept && !c.Before() &&
-			t.BytesSent == 0 && t.BytesReceived <= uint64(t.Unread)
 		switch {
 		case strings.HasSuffix(reason, "DISCONNECT_WITH_DATA"):
 			why = &causeDisconnect
-		case unaccepted:
+		case x.o.Capabilities.HasAccept && wentWithListener(c, closed):
 			why = &causePending
 		case strings.HasSuffix(reason, "ABORT_ON_MEMORY"):
 			why = &causeMemory
@@ -281,6 +278,21 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 		return nil, 0, 0, false
 	}
 	return why, closed.Old(), closed.At, true
+}
+
+// listenerEnds is how long a listener takes to end what waits in its queue.
+const listenerEnds = int64(time.Second)
+
+// wentWithListener reports whether closed, c's end, came from its listener being
+// closed before anybody accepted it. An accept() may go unseen: so nobody may have
+// written or read, and the listener must be gone, as far as it is known.
+func wentWithListener(c *timeline.Conn, closed *timeline.Entry) bool {
+	t := c.Traffic()
+	if c.Role() != timeline.RoleServer || c.Accepted() || c.Before() || t.BytesSent > 0 || t.BytesReceived > uint64(t.Unread) {
+		return false
+	}
+	l := c.Listener()
+	return l == nil || l.Shared || l.Closed != 0 && closed.At-l.Closed < listenerEnds
 }
 
 func (f *resets) Describe(x *Engine, v *Verdict) {

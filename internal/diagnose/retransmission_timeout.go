@@ -233,7 +233,10 @@ func (f *silentPeers) Describe(x *Engine, v *Verdict) {
 			v.Story += ", with the socket closed already"
 		}
 		limit.Note = "tcp_retries2 or the socket's TCP_USER_TIMEOUT: the kernel does not say"
-		if f.user {
+		switch {
+		case f.orphan:
+			limit.Note = "net.ipv4.tcp_orphan_retries (0 means 8), since the process had closed, or the socket's TCP_USER_TIMEOUT: the kernel does not say"
+		case f.user:
 			limit.Note = fmt.Sprintf("the socket's TCP_USER_TIMEOUT, unless tcp_retries2 was lowered since tracing began: %d then, which is at least %s",
 				f.retries2, timeline.Duration(leastPatience(f.retries2)))
 		}

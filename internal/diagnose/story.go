@@ -243,8 +243,12 @@ func (s *story) connectFailed(e *timeline.Entry) {
 	n := max(e.SYNRetransmissions(), c.Total(timeline.EntrySYNRetransmitted))
 	full := c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0
 	switch err := e.Err(); {
+	case err == errnoRefused && c.Find(timeline.EntryRSTReceived) == nil:
+		s.say("connection refused, by no RST that was seen")
 	case err == errnoRefused:
 		s.say("connection refused: SYN answered by RST")
+	case err == errnoTimedOut && strayAnswers(c):
+		s.say("answered by segments of another connection only, SYN sent again %s%s, ETIMEDOUT", times(n), waited)
 	case err == errnoTimedOut:
 		s.say("never answered, SYN sent again %s%s, ETIMEDOUT", times(n), waited)
 	case err != 0:
@@ -347,6 +351,9 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 	case (err == errnoReset || err == errnoPipe) && !lost:
 		s.say("reset by the peer%s", s.othersCause())
 		return true
+	case err == errnoTimedOut && gaveUpOnWindow(s.c, e):
+		s.say("the peer did not read: timed out with its window shut")
+		return true
 	case err == errnoTimedOut:
 		s.say("the peer stopped answering: timed out")
 		return true
@@ -362,7 +369,7 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 	case err == 0 && e.ByProcess() && !ours && (e.Old() == event.StateEstablished || e.Old() == event.StateCloseWait):
 		t := s.c.Traffic()
 		switch {
-		case s.c.Role() == timeline.RoleServer && !s.c.Accepted() && !s.c.Before():
+		case wentWithListener(s.c, e):
 			s.say("reset: closed with its listener, before accept()")
 		case t.Unread > 0:
 			s.say("reset by %s, which %s with %s unread", by, closedOrEnded(e), unread(t))
@@ -374,6 +381,14 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 		return true
 	}
 	return false
+}
+
+// gaveUpOnWindow reports whether e, by ETIMEDOUT, came while the peer's window was
+// shut: with data that no retransmission was due for. That the peer answers
+// probes of its window does not keep TCP_USER_TIMEOUT from ending it.
+func gaveUpOnWindow(c *timeline.Conn, e *timeline.Entry) bool {
+	shut, _ := c.Window()
+	return c.Traffic().Unacked > 0 && e.Backoff() == 0 && (shut || c.Find(timeline.EntryZeroWindow) != nil)
 }
 
 // closedOrEnded is what the process did that closed the connection by e.

@@ -19,7 +19,7 @@ var docZeroWindow = Doc{
 
 A window that shuts for a moment is how TCP slows a sender down to the pace of its receiver, and healthy. It counts when it stayed shut for longer than --zero-window (5 s): by then a sender has probed five times, a person has noticed, and a receiver that merely is slow has read something. Some receivers stop on purpose (a paused player, a pager, a suspended program): then this is what was meant.
 
-It is measured where a probe or a snapshot of the sockets showed the window shut, from the first to the last that did with nothing sent between, so that the truth is somewhat longer. A connection that the kernel gave up (ETIMEDOUT) while the window was shut belongs here and not to the network's faults: probes were not answered any more.
+It is measured where a probe or a snapshot of the sockets showed the window shut, from the first to the last that did with nothing sent between, so that the truth is somewhat longer. A connection that the kernel gave up (ETIMEDOUT) while the window was shut belongs here and not to the network's faults: probes were not answered any more, or the socket's TCP_USER_TIMEOUT was over, which since Linux 5.11 (and stable kernels of 2021) counts from when the window was shut, answered or not.
 
 Where both ends are on this host, one verdict names the process that does not read.`,
 	Counts: "connections",
@@ -35,7 +35,7 @@ Where both ends are on this host, one verdict names the process that does not re
 	},
 	Fix: []string{
 		"find out why the receiving process does not read: blocked on something else (a lock, a disk, its own downstream), stopped, or waiting for its turn",
-		"a sender that must not wait needs a time limit on write() (TCP_USER_TIMEOUT does not end a window that is answered), or a bounded queue that may drop",
+		"a sender that must not wait needs a time limit: on write(), or TCP_USER_TIMEOUT, which ends the connection; or a bounded queue that may drop",
 		"larger buffers (SO_RCVBUF, net.ipv4.tcp_rmem) only delay it",
 	},
 	Counters: []string{"TcpExt.TCPToZeroWindowAdv", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.TCPWantZeroWindowAdv", "TcpExt.TCPWinProbe"},

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -84,7 +83,6 @@ type Command struct {
 	forks   *probe.Forks
 	memlock unix.Rlimit
 	process *os.Process
-	swept   time.Time
 }
 
 // New finds the command and prepares to follow it. Nothing runs yet. It notes
@@ -142,7 +140,7 @@ func (c *Command) Caveat() string {
 	if c.forks == nil {
 		return "not what leaves the command's cgroup, nor " + service
 	}
-	if n := c.forks.Lost(); n > 0 {
+	if n := c.Lost(); n > 0 {
 		return fmt.Sprintf("not %s, nor %d descendants, which were too many", service, n)
 	}
 	return "not " + service
@@ -272,14 +270,22 @@ func (c *Command) Event(e *event.Event) bool {
 	if c.cgroup != nil && c.cgroup.event(e) {
 		return true
 	}
-	if c.forks == nil {
-		return false
-	}
-	if now := time.Now(); now.Sub(c.swept) > time.Second {
-		c.swept = now
+	return c.forks != nil && c.forks.Has(e.PID)
+}
+
+// Tick makes room for further descendants, however few of them are heard of.
+func (c *Command) Tick() {
+	if c.forks != nil {
 		c.forks.Sweep(host.Now())
 	}
-	return c.forks.Has(e.PID)
+}
+
+// Lost counts descendants that could not be followed, because there were too many.
+func (c *Command) Lost() uint64 {
+	if c.forks == nil {
+		return 0
+	}
+	return c.forks.Lost()
 }
 
 // Process reports the same of a process that was found in /proc, where that

@@ -577,6 +577,9 @@ func (l *live) keep(now int64) error {
 	l.losses(now)
 	l.cost.tick(now, l.m.events)
 	l.retry()
+	if l.Scope != nil {
+		l.Scope.Tick()
+	}
 
 	l.unfold(now)
 

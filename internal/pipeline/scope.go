@@ -15,6 +15,8 @@ type Scope interface {
 	Event(e *event.Event) bool
 	// Process reports the same of a process that holds a socket.
 	Process(p event.Process) bool
+	// Tick is called about once a second, also where nothing happens.
+	Tick()
 }
 
 // members are the processes that a run is about, by what the timeline knows of

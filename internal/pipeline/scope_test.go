@@ -3,6 +3,7 @@ package pipeline
 import (
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -13,6 +14,8 @@ import (
 
 // pids is a scope of some process ids.
 type pids map[uint32]bool
+
+func (pids) Tick() {}
 
 func (p pids) Event(e *event.Event) bool    { return p[e.PID] }
 func (p pids) Process(q event.Process) bool { return p[q.PID] }
@@ -101,4 +104,21 @@ func TestMembers(t *testing.T) {
 	}
 	assert.False(t, m.has(b))
 	assert.LessOrEqual(t, len(m.young)+len(m.old), 2*maxMembers)
+}
+
+// ticking is a scope that counts how often it is told of the time.
+type ticking struct {
+	pids
+	n int
+}
+
+func (s *ticking) Tick() { s.n++ }
+
+// TestScopeTicks checks that a scope hears of the time where no process does
+// anything: it may have ended ones to forget.
+func TestScopeTicks(t *testing.T) {
+	s := new(ticking)
+	_, _, err := watch(t, &fake{}, func(cfg *Config) { cfg.Scope, cfg.Duration = s, 1500*time.Millisecond })
+	require.NoError(t, err)
+	assert.Positive(t, s.n)
 }

@@ -41,6 +41,13 @@ func TakeStock(ctx context.Context, cfg StockConfig) error {
 		return err
 	}
 	defer inv.Close()
+	running, err := host.ReadPrivileges()
+	if err != nil {
+		return err
+	}
+	if major, minor, ok := host.Release(running.Kernel); ok {
+		cfg.SYNFullAtLimit = major < 5 || major == 5 && minor < 11
+	}
 	l := look{
 		self: self.Inode, inv: inv, survey: sockets.New(cfg.Options), filter: &cfg.Filter,
 		processes: make(map[uint32]event.Process), log: cfg.Log,

@@ -176,7 +176,7 @@ func (j *SocketsJSON) listener(s *sockets.Socket, at Stamp) error {
 	}{
 		j.head("listener", at, s.Netns), Addr(s.Local), socketOwner(s.Owner, s.Hold), s.Owner.Holders,
 		optional(s.UID, s.Inode != 0), s.Inode, q.QueueLen, q.QueueLimit, nil, q.Somaxconn, optional(by, by != ""),
-		sockets.Full(q), q.SYNQueueLen, q.AbortOnOverflow, q.SYNCookies, list(sockets.ListenerNotes(q)),
+		sockets.Full(q), q.SYNQueueLen, q.AbortOnOverflow, q.SYNCookies, list(sockets.ListenerNotes(s)),
 	})
 }
 
@@ -592,7 +592,7 @@ func (t *SocketsText) listeners(r *Inventory) {
 		if by == "" {
 			by = "?"
 		}
-		notes := sockets.ListenerNotes(q)
+		notes := sockets.ListenerNotes(s)
 		syn := ""
 		if q.SYNQueueLen > 0 {
 			syn = Thousands(uint64(q.SYNQueueLen))

@@ -70,7 +70,7 @@ func takeStock(t *testing.T, out Sockets, each bool, by sockets.Dimensions) {
 
 	enter(2, "blue\x1b[2J")
 	see(event.Event{Netns: 2, New: event.StateListen, Local: addr("[::]:8081"), Inventory: &event.Inventory{Inode: 9},
-		Listener: event.Listener{QueueLen: 17, QueueLimit: 16, Somaxconn: 16, AbortOnOverflow: true, SYNQueueLen: 16, SYNCookies: 1}}, evil)
+		Listener: event.Listener{QueueLen: 17, QueueLimit: 16, Somaxconn: 16, AbortOnOverflow: true, SYNQueueLen: 17, SYNCookies: 1}}, evil)
 	orphan := live(10 * time.Minute)
 	orphan.Inode = 0
 	see(event.Event{Netns: 2, New: event.StateFinWait1, Local: addr("10.0.0.1:8081"), Remote: addr("192.0.2.7:40000"), Inventory: orphan, Flags: event.FlagDead,

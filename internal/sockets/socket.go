@@ -73,6 +73,7 @@ type Socket struct {
 	Full    bool           // there is more than addresses and a state
 	Traffic event.Traffic  // where Full
 	Queue   event.Listener // of listeners
+	SYNFull bool           // of listeners: further SYNs find the queue of half-open requests full
 	Idle    time.Duration  // since the last segment was received; <0 unknown
 	Sent    time.Duration  // since data was last sent; <0 unknown
 	Left    time.Duration  // of TIME_WAIT and the like: until it goes; <0 unknown
@@ -119,7 +120,8 @@ func LimitedBy(l event.Listener) string {
 func Full(l event.Listener) bool { return l.QueueLen > l.QueueLimit }
 
 // ListenerNotes says what is wrong with a listener, in sentences.
-func ListenerNotes(l event.Listener) []string {
+func ListenerNotes(s *Socket) []string {
+	l := s.Queue
 	var notes []string
 	if Full(l) {
 		text := "the accept queue is full: SYNs and final ACKs are dropped"
@@ -128,12 +130,12 @@ func ListenerNotes(l event.Listener) []string {
 		}
 		notes = append(notes, text)
 	}
-	if l.QueueLimit > 0 && l.SYNQueueLen >= l.QueueLimit {
+	if s.SYNFull {
 		end := "answered by SYN cookies"
 		if l.SYNCookies == 0 {
 			end = "dropped"
 		}
-		notes = append(notes, "half-open requests are at the limit: further SYNs are "+end)
+		notes = append(notes, "the queue of half-open requests is full: further SYNs are "+end)
 	}
 	return notes
 }

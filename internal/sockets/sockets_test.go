@@ -144,8 +144,17 @@ func TestLimitedBy(t *testing.T) {
 	assert.False(t, Full(event.Listener{QueueLen: 16, QueueLimit: 16}), "a queue takes one more than its limit")
 	assert.True(t, Full(event.Listener{QueueLen: 17, QueueLimit: 16}))
 	assert.True(t, Full(event.Listener{QueueLen: 1}))
-	assert.Empty(t, ListenerNotes(event.Listener{QueueLimit: 128, QueueLen: 100, SYNQueueLen: 100}))
-	assert.Len(t, ListenerNotes(event.Listener{QueueLimit: 128, QueueLen: 129, SYNQueueLen: 128}), 2)
+	notes := func(l event.Listener, o Options) []string {
+		v := New(o)
+		s := v.classify(&event.Event{New: event.StateListen, Listener: l}, Owner{})
+		return ListenerNotes(&s)
+	}
+	old := Options{SYNFullAtLimit: true}
+	assert.Empty(t, notes(event.Listener{QueueLimit: 128, QueueLen: 100, SYNQueueLen: 128}, Options{}), "there is room for one more")
+	assert.Len(t, notes(event.Listener{QueueLimit: 128, QueueLen: 129, SYNQueueLen: 129}, Options{}), 2)
+	assert.Len(t, notes(event.Listener{QueueLimit: 128, SYNQueueLen: 128}, old), 1)
+	assert.Empty(t, notes(event.Listener{QueueLimit: 128, SYNQueueLen: 127}, old))
+	assert.Len(t, notes(event.Listener{SYNQueueLen: 1}, Options{}), 1, "a backlog of 0 takes one")
 }
 
 func TestGroups(t *testing.T) {

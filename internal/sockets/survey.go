@@ -70,6 +70,9 @@ const (
 type Options struct {
 	By     Dimensions // 0: Default
 	Filter filter.Filter
+	// SYNFullAtLimit: the kernel takes as many half-open requests as a listener's
+	// limit says, else one more (inet_csk_reqsk_queue_is_full(), since Linux 5.11).
+	SYNFullAtLimit bool
 }
 
 // Survey takes in sockets and gives a [Report]. Use [New].
@@ -206,6 +209,8 @@ func (v *Survey) classify(e *event.Event, owner Owner) Socket {
 	}
 	if s.State == event.StateListen {
 		s.Role, s.Hold = RoleListener, held(owner)
+		n, limit := s.Queue.SYNQueueLen, s.Queue.QueueLimit
+		s.SYNFull = n > limit || v.o.SYNFullAtLimit && n == limit
 		return s
 	}
 	l, incoming := v.listener(s.Netns, s.Local)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -128,12 +129,12 @@ func (u *ui) demo(ctx context.Context, c lab.Case, w watching, show pipeline.Sho
 		Logf:      func(format string, args ...any) { u.complain("demo", fmt.Sprintf(format, args...)) },
 	})
 	if err != nil {
-		return fmt.Errorf("making the surroundings of case %s: %w", c.ID, err)
+		return surroundings(fmt.Errorf("making the surroundings of case %s: %w", c.ID, err))
 	}
 	defer env.Close()
 	if c.Prepare != nil {
 		if err := c.Prepare(ctx, env); err != nil {
-			return fmt.Errorf("preparing case %s: %w", c.ID, err)
+			return surroundings(fmt.Errorf("preparing case %s: %w", c.ID, err))
 		}
 	}
 	for _, ns := range env.Namespaces() {
@@ -186,6 +187,15 @@ func (u *ui) demo(ctx context.Context, c lab.Case, w watching, show pipeline.Sho
 		return fmt.Errorf("running case %s: %w", c.ID, r.err)
 	}
 	return u.judge(c, r.truth, summary)
+}
+
+// surroundings tells what to do where a case's surroundings may not be made: it
+// takes more than tracing does.
+func surroundings(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return &failure{err, "run it with sudo: to make network namespaces takes CAP_SYS_ADMIN and CAP_NET_ADMIN", exitForbidden}
 }
 
 // judge holds the verdicts against what is known to have happened.

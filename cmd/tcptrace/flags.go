@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,13 +35,20 @@ func filterFlags(cmd *cobra.Command) *filter.Flags {
 
 // parseFilter reads the filters in the surroundings of this host.
 func parseFilter(f *filter.Flags) (filter.Filter, error) {
-	return filter.Parse(*f, filter.Environment{
+	forbidden := false
+	parsed, err := filter.Parse(*f, filter.Environment{
 		Codes: codes(),
 		Netns: func(spec string) (uint32, error) {
 			ns, err := host.ResolveNetns(spec)
+			forbidden = errors.Is(err, fs.ErrPermission)
 			return ns.Inode, err
 		},
 	})
+	if err != nil && forbidden {
+		// It is written as it should be.
+		err = &failure{err, "run it with sudo; the namespaces of other users' processes cannot be opened without", exitForbidden}
+	}
+	return parsed, err
 }
 
 // kernelFilter is the part of a filter that the kernel side evaluates.

@@ -32,6 +32,9 @@ type replaying struct {
 	unfiltered bool
 	since      string
 	until      string
+	// skip, if not nil, is told of recordings that cannot be gone through, or not
+	// to their end, unless none can: the others are gone through.
+	skip func(error)
 }
 
 func (r *replaying) flags(cmd *cobra.Command) {
@@ -133,20 +136,24 @@ func openDump(name string, through func(io.Reader) io.Reader) (input, error) {
 	return in, err
 }
 
+// headerError is what in a dump's header this version cannot go by.
+type headerError struct {
+	err  error
+	hint string // what leads past it
+}
+
+func (e *headerError) Error() string { return e.err.Error() }
+
 // config is how a recording is gone through again: with its own thresholds and
-// filters but for those that were given.
-func (r *replaying) config(h *dump.Header) (pipeline.ReplayConfig, error) {
-	var cfg pipeline.ReplayConfig
-	rules, err := r.thresholdsOf(h)
-	if err != nil {
-		return cfg, err
+// filters but for those that were given. What of them this version passes over
+// is told in a remark. A [*headerError] is about this recording, others are about
+// the command line.
+func (r *replaying) config(rec *pipeline.Recording) (cfg pipeline.ReplayConfig, remark string, err error) {
+	h := rec.Header()
+	if cfg.Diagnose, err = r.thresholdsOf(h); err != nil {
+		return cfg, "", err
 	}
-	cfg.Diagnose = rules
-	flags := *r.filters
-	if !r.unfiltered {
-		recorded(&flags, h)
-	}
-	cfg.Filter, err = filter.Parse(flags, filter.Environment{
+	env := filter.Environment{
 		Codes: codes(),
 		// The names are those of the host that was recorded, and told in the dump.
 		Netns: func(spec string) (uint32, error) {
@@ -156,20 +163,29 @@ func (r *replaying) config(h *dump.Header) (pipeline.ReplayConfig, error) {
 			cfg.Spaces = append(cfg.Spaces, strings.TrimPrefix(filepath.Base(spec), "/"))
 			return 0, nil
 		},
-	})
-	if err != nil {
-		return cfg, err
 	}
-	if cfg.Since, err = when(r.since, "since", h); err != nil {
-		return cfg, err
+	if cfg.Filter, err = filter.Parse(*r.filters, env); err != nil {
+		return cfg, "", err
 	}
-	if cfg.Until, err = when(r.until, "until", h); err != nil {
-		return cfg, err
+	if !r.unfiltered {
+		flags := *r.filters
+		remark = recorded(&flags, h, env.Codes)
+		cfg.Spaces = nil
+		if cfg.Filter, err = filter.Parse(flags, env); err != nil {
+			return cfg, "", &headerError{fmt.Errorf("the filters in the dump's header: %w", err), "--unfiltered passes them over"}
+		}
+	}
+	began := rec.Began()
+	if cfg.Since, err = when(r.since, "since", began); err != nil {
+		return cfg, "", err
+	}
+	if cfg.Until, err = when(r.until, "until", began); err != nil {
+		return cfg, "", err
 	}
 	if cfg.Since != 0 && cfg.Until != 0 && cfg.Until < cfg.Since {
-		return cfg, usage("--since comes first", "--until %s is before --since %s", r.until, r.since)
+		return cfg, "", usage("--since comes first", "--until %s is before --since %s", r.until, r.since)
 	}
-	return cfg, nil
+	return cfg, remark, nil
 }
 
 // thresholdsOf are the recording's own but for those that were given.
@@ -182,22 +198,29 @@ func (r *replaying) thresholdsOf(h *dump.Header) (diagnose.Options, error) {
 		}
 		d, err := time.ParseDuration(said)
 		if err != nil || d <= 0 {
-			return w.rules, fmt.Errorf("the dump's header has %q for --%s", said, t.name)
+			return w.rules, badThreshold(t.name, said)
 		}
 		*t.value = d
 	}
 	if said, ok := h.Rules[shareFlag]; ok && !r.cmd.Flags().Changed(shareFlag) {
 		v, err := strconv.ParseFloat(said, 64)
-		if err != nil {
-			return w.rules, fmt.Errorf("the dump's header has %q for --%s", said, shareFlag)
+		if err != nil || !(v > 0 && v <= 1) {
+			return w.rules, badThreshold(shareFlag, said)
 		}
 		w.rules.TimeWait = v
 	}
-	return w.rules, w.checkRules()
+	return w.rules, nil
+}
+
+func badThreshold(flag, said string) error {
+	return &headerError{fmt.Errorf("the dump's header has %q for --%s", said, flag), "give --" + flag + " here to replace it"}
 }
 
 // recorded adds the recording's own filters, of the kinds that were not given.
-func recorded(f *filter.Flags, h *dump.Header) {
+// It leaves out verdicts other than these, of another version, and remarks on
+// the first.
+func recorded(f *filter.Flags, h *dump.Header, codes []string) (remark string) {
+	own := len(f.Code) > 0
 	for flag, to := range map[string]*[]string{
 		"port": &f.Port, "lport": &f.LocalPort, "rport": &f.RemotePort, "addr": &f.Addr, "pid": &f.PID, "comm": &f.Comm,
 		"netns": &f.Netns, "cgroup": &f.Cgroup, "code": &f.Code, "state": &f.State,
@@ -206,15 +229,28 @@ func recorded(f *filter.Flags, h *dump.Header) {
 			*to = slices.Clone(h.Filter[flag])
 		}
 	}
+	if own {
+		return ""
+	}
+	var known []string
+	for code := range strings.SplitSeq(strings.Join(f.Code, ","), ",") {
+		if code = strings.TrimSpace(code); slices.Contains(codes, code) {
+			known = append(known, code)
+		} else if code != "" && remark == "" {
+			remark = fmt.Sprintf("the recording's own filter --code %s is passed over: this tcptrace knows no such verdict", code)
+		}
+	}
+	f.Code = known
+	return remark
 }
 
-// when reads a time. One without a date is that of the first day on which the
-// recording had it.
-func when(s, flag string, h *dump.Header) (render.Stamp, error) {
+// when reads a time. One without a date is that of the first day on which what
+// there is of the recording, which began then, had it.
+func when(s, flag string, start render.Stamp) (render.Stamp, error) {
 	if s == "" {
 		return 0, nil
 	}
-	began := render.Stamp(h.Started).Time().Local()
+	began := start.Time().Local()
 	if after, ok := strings.CutPrefix(s, "+"); ok {
 		if d, err := time.ParseDuration(after); err == nil && d >= 0 {
 			return render.Stamp(began.Add(d).UnixNano()), nil
@@ -291,19 +327,43 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // says what is shown of it; then after is told what came of it.
 func (r *replaying) replayAll(ctx context.Context, list []pipeline.Recording, before func(*dump.Header, *pipeline.ReplayConfig),
 	after func(*pipeline.ReplayConfig, *pipeline.Replayed) error) error {
+	var bad []error
+	shown := false
 	for _, rec := range list {
-		cfg, err := r.config(rec.Header())
+		cfg, remark, err := r.config(&rec)
+		var header *headerError
+		if errors.As(err, &header) {
+			bad = append(bad, &failure{fmt.Errorf("%s: %w", rec.Parts[0].Name, header.err), header.hint, exitFailed})
+			if r.skip == nil {
+				return bad[0]
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		before(rec.Header(), &cfg)
 		got, err := pipeline.Replay(ctx, cfg, rec)
+		var unread *pipeline.UnreadError
+		if errors.As(err, &unread) && r.skip != nil {
+			bad, err = append(bad, err), nil
+		}
 		if err != nil {
 			return err
+		}
+		shown = true
+		if remark != "" {
+			got.Problems = append([]string{remark}, got.Problems...)
 		}
 		if err := after(&cfg, got); err != nil {
 			return err
 		}
+	}
+	if len(bad) > 0 && !shown {
+		return bad[0]
+	}
+	for _, err := range bad {
+		r.skip(err)
 	}
 	return nil
 }

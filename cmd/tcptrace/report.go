@@ -127,10 +127,11 @@ func (u *ui) report(ctx context.Context, r reporting) error {
 	through, done := u.progress(r.files)
 	defer done()
 	skipped := false
-	list, closeAll, err := r.open(r.files, through, func(err error) {
+	r.skip = func(err error) {
 		skipped = true
 		u.finish(err) // what it says; the status comes at the end
-	})
+	}
+	list, closeAll, err := r.open(r.files, through, r.skip)
 	defer closeAll()
 	if err != nil {
 		return err

@@ -378,7 +378,7 @@ func TestParts(t *testing.T) {
 					err = r.Next(got)
 				} else {
 					prev := readers[i-1]
-					err = r.Continue(got, prev.Told(), prev.Whole() && prev.Header().Part+1 == r.Header().Part)
+					err = r.Continue(got, prev.Place(), prev.Whole() && prev.Header().Part+1 == r.Header().Part)
 				}
 			}
 			require.ErrorIs(t, err, io.EOF)
@@ -441,6 +441,24 @@ func TestFramesNeverWrittenAreToldLost(t *testing.T) {
 	require.Equal(t, "lost 5 {Where:dump Count:41}", r.lines[1])
 }
 
+// TestRepeatIsAFrameOfItsOwn: its number counts, so that nothing seems to be
+// missing after it.
+func TestRepeatIsAFrameOfItsOwn(t *testing.T) {
+	var list []*Frame
+	e := NewEncoder(func(f *Frame) { list = append(list, f) })
+	e.Process(event.Process{PID: 7, Comm: "seven"})
+	e.BeginSnapshot(1, 5)
+	e.Repeat()
+	e.EndSnapshot(1, 6)
+	e.Flush()
+	dump, err := Assemble(Header{}, list, &End{})
+	require.NoError(t, err)
+	got, r := read(t, dump)
+	require.True(t, r.Whole())
+	require.Equal(t, []string{"process {PID:7 Comm:seven Cgroup: Exe:}", "begin 1 5", "clock 0", "process {PID:7 Comm:seven Cgroup: Exe:}", "end 1 6"}, got.lines)
+	require.Nil(t, r.buf, "what was read to its end takes no memory")
+}
+
 func TestPreamble(t *testing.T) {
 	var list []*Frame
 	e := NewEncoder(func(f *Frame) { list = append(list, f) })
@@ -464,7 +482,7 @@ func TestPreamble(t *testing.T) {
 		require.NoError(t, err)
 		var got tape
 		for err == nil {
-			err = r.Continue(&got, 1, follows)
+			err = r.Continue(&got, Place{told: 1}, follows)
 		}
 		if follows {
 			require.Equal(t, []string{"event"}, words(got.lines), "it was told before")
@@ -478,7 +496,7 @@ func TestPreamble(t *testing.T) {
 	require.NoError(t, err)
 	var got tape
 	for err == nil {
-		err = again.Continue(&got, 0, true)
+		err = again.Continue(&got, Place{}, true)
 	}
 	require.Equal(t, []string{"lost 9 {Where:dump Count:1}", "clock 5", "namespace", "process", "event"}, words(got.lines))
 }

@@ -14,7 +14,7 @@ import (
 const frameTarget = 512 << 10
 
 // Encoder turns a run into frames. It is a [Feed] and belongs to one
-// goroutine. Texts of more than 64 KiB are cut off, and IPv6 zones left out.
+// goroutine. Texts of more than 4 KiB are cut off, and IPv6 zones left out.
 type Encoder struct {
 	sink   func(*Frame)
 	kind   Kind
@@ -143,13 +143,23 @@ func (e *Encoder) Preamble() *Frame {
 	sink := e.sink
 	e.sink = func(f *Frame) { out = f }
 	e.kind = FramePreamble
+	e.repeat()
+	e.sink, e.kind = sink, FrameRecords
+	return out
+}
+
+// Repeat puts what a preamble would tell into a frame of records.
+func (e *Encoder) Repeat() {
+	e.Flush()
+	e.repeat()
+}
+
+func (e *Encoder) repeat() {
 	e.uvarint(tagClock)
 	e.uvarint(zigzag(e.clock))
 	e.spaces.each(e.namespace)
 	e.known.each(e.about)
 	e.Flush()
-	e.sink, e.kind = sink, FrameRecords
-	return out
 }
 
 // full closes a frame that has grown long.

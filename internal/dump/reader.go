@@ -2,10 +2,12 @@ package dump
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/bits"
+	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -54,6 +56,8 @@ type Reader struct {
 	noted     int64  // the time of that frame
 	began     bool   // told is known
 	continued bool
+	place     Place // of the newest frame that was handed over
+	again     bool  // frames may be some that were handed over before, though no event tells
 	wasted    int64 // bytes of frames that were searched for others
 
 	damaged []Damage
@@ -78,6 +82,7 @@ func NewReader(src io.Reader) (*Reader, error) {
 	}
 	r.dec = newDecoder(&r.header)
 	r.dec.partial = !r.began
+	r.z.buf = nil // there can be very many readers whose turn comes much later
 	return r, nil
 }
 
@@ -147,6 +152,63 @@ var errNoHeader = fmt.Errorf("it ends before its header does: %w", ErrNotDump)
 // Header is what the dump says of itself.
 func (r *Reader) Header() *Header { return &r.header }
 
+// maxAhead is how far ahead Began looks for a frame, in bytes.
+const maxAhead = 1 << 20
+
+// Began is when that begins which the dump holds, in nanoseconds of
+// CLOCK_BOOTTIME and since 1970: for a later part of a recording not when
+// tracing began, which its header tells, but the time of its first frame. It is
+// to be asked before the first frame is read, and reads ahead.
+func (r *Reader) Began() (boot, wall int64) {
+	h := &r.header
+	boot, offset := h.StartedBoot, h.Started-h.StartedBoot
+	if h.Part == 0 {
+		return h.StartedBoot, h.Started // a flight recorder's window has its own
+	}
+	for at := 0; at < maxAhead; {
+		// What cannot be read now is told when it is read.
+		b, err := r.peek(at + frameHeaderSize)
+		if err != nil || len(b) < at+frameHeaderSize {
+			break
+		}
+		f, err := r.parse(b[at:])
+		if err != nil {
+			at++ // damaged
+			continue
+		}
+		size := frameHeaderSize + int(f.stored)
+		if f.Kind == FrameHeader {
+			at += size // the copy
+			continue
+		}
+		boot = max(boot, f.First)
+		if f.Kind != FramePreamble {
+			break
+		}
+		// The wall clock may have been set since tracing began.
+		if b, err = r.peek(at + size); err == nil && len(b) == at+size {
+			if raw, err := r.z.open(&f, b[at+frameHeaderSize:]); err == nil {
+				offset = clockOf(raw, offset)
+			}
+		}
+		break
+	}
+	return boot, boot + offset
+}
+
+// clockOf is what a preamble's first record says of the clock, or else what is
+// known.
+func clockOf(preamble []byte, known int64) int64 {
+	if len(preamble) == 0 || preamble[0] != tagClock {
+		return known
+	}
+	v, n := binary.Uvarint(preamble[1:])
+	if n <= 0 {
+		return known
+	}
+	return unzigzag(v)
+}
+
 // End is the dump's last word, nil if it has none: it was cut off. It is known
 // once Next returned io.EOF.
 func (r *Reader) End() *End { return r.end }
@@ -157,6 +219,31 @@ func (r *Reader) Damages() (list []Damage, more uint64) { return r.damaged, r.dr
 
 // Told is how many events of the recording were handed over or told lost.
 func (r *Reader) Told() uint64 { return r.told }
+
+// Place is a place in a recording.
+type Place struct {
+	told   uint64 // events of the recording before it
+	number uint16 // of the frame before it
+	first  int64  // time of that frame
+	known  bool   // there is such a frame
+}
+
+// Place is how far the reader got, or where it was told to continue.
+func (r *Reader) Place() Place {
+	p := r.place
+	p.told = r.told
+	return p
+}
+
+// apart bounds how far out of order the times of frames can be: much less than
+// it takes for their numbers to begin anew.
+const apart = int64(time.Minute)
+
+// had reports whether a frame was handed over before this place. That is for
+// frames without events: of others, events tell.
+func (p Place) had(h *frameHeader) bool {
+	return p.known && int16(h.Number-p.number) <= 0 && h.First <= p.first+apart
+}
 
 // Whole reports whether the dump was read to its end and nothing is missing
 // there, so that the part that follows can go on with a snapshot that this one
@@ -169,12 +256,13 @@ func (r *Reader) Whole() bool { return r.end != nil && !r.hole && !r.dec.partial
 func (r *Reader) Next(feed Feed) error { return r.next(feed, false) }
 
 // Continue is Next for a part that comes after another one of the same
-// recording, whose events up to there were told. If it follows at once, its
-// preambles repeat what was told there, and a snapshot can go on. What was told
-// already is passed over.
-func (r *Reader) Continue(feed Feed, told uint64, follows bool) error {
+// recording, which got to a place. If it follows at once, its preambles repeat
+// what was told there, and a snapshot can go on. What was told already is passed
+// over.
+func (r *Reader) Continue(feed Feed, from Place, follows bool) error {
 	if !r.continued {
-		r.continued, r.began, r.told = true, true, told
+		r.continued, r.began, r.told = true, true, from.told
+		r.place, r.again = from, !follows
 		r.dec.partial = !follows
 	}
 	return r.next(feed, follows)
@@ -189,6 +277,7 @@ func (r *Reader) next(feed Feed, follows bool) error {
 		}
 		if err == io.EOF {
 			r.upTo(feed, r.expect, r.noted)
+			r.release()
 		}
 		if err != nil {
 			return err
@@ -221,6 +310,12 @@ func (r *Reader) next(feed Feed, follows bool) error {
 				r.dec.broken()
 				continue
 			}
+			if r.again && h.Before == r.told && h.Events == 0 && r.place.had(&h) {
+				r.numbered, r.number = true, h.Number+1
+				r.dec.broken()
+				continue
+			}
+			r.again, r.place = false, Place{number: h.Number, first: h.First, known: true}
 			r.upTo(feed, h.Before, h.First)
 			if r.numbered && h.Number != r.number {
 				r.dec.broken() // some were not written
@@ -239,6 +334,12 @@ func (r *Reader) next(feed Feed, follows bool) error {
 		r.told += uint64(h.Events)
 		return nil
 	}
+}
+
+// release lets go of what reading took. What the reader says of the dump stays.
+func (r *Reader) release() {
+	r.buf, r.used, r.z.buf = nil, 0, nil
+	r.dec = &decoder{partial: r.dec.partial, newest: r.dec.newest}
 }
 
 // WhereDump is where events are said to be lost that are missing in a dump.
@@ -274,9 +375,13 @@ func (r *Reader) tell(feed Feed, n uint64, at int64) {
 func (r *Reader) peek(n int) ([]byte, error) {
 	for idle := 0; len(r.buf)-r.used < n && !r.eof; {
 		if cap(r.buf)-r.used < n || cap(r.buf) == len(r.buf) {
+			least := 256 << 10
+			if !r.opened {
+				least = 4 << 10 // its turn may come much later
+			}
 			to := r.buf[:0]
-			if cap(to) < n {
-				to = make([]byte, 0, max(1<<bits.Len(uint(n-1)), 256<<10))
+			if cap(to) < max(n, least) {
+				to = make([]byte, 0, max(1<<bits.Len(uint(n-1)), least))
 			}
 			r.buf = to[:copy(to[:cap(to)], r.buf[r.used:])]
 			r.used = 0

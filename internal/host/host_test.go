@@ -206,6 +206,34 @@ func TestEnterReturns(t *testing.T) {
 	}
 }
 
+// TestEnterOwn checks that the own namespace can be read without CAP_SYS_ADMIN,
+// in a process of this test's that has no capabilities.
+func TestEnterOwn(t *testing.T) {
+	const env = "TCPTRACE_TEST_OWN"
+	if os.Getenv(env) == "" {
+		cmd := exec.Command("setpriv", "--inh-caps=-all", "--bounding-set=-all", os.Args[0], "-test.run=^TestEnterOwn$")
+		cmd.Env = append(os.Environ(), env+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v:\n%s", err, out)
+		}
+		return
+	}
+	p, err := ReadPrivileges()
+	if err != nil || p.Has(CapSysAdmin) {
+		t.Fatalf("privileges %x, %v", p.Effective, err)
+	}
+	self, err := SelfNetns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if facts, err := ReadSysctls(self); err != nil || !facts.Known {
+		t.Errorf("ReadSysctls = %+v, %v", facts, err)
+	}
+	if c, err := ReadCounters(self); err != nil || len(c.Value) == 0 {
+		t.Errorf("ReadCounters = %v, %v", c, err)
+	}
+}
+
 func TestReadSysctls(t *testing.T) {
 	ns := newNamespace(t)
 	for name, value := range map[string]string{

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,9 +86,43 @@ func netnsOf(fd int) (uint32, error) {
 	return uint32(st.Ino), nil
 }
 
+// given are paths of namespaces that [ResolveNetns] was given, by inode: they may
+// be all there is to know of one that only a file descriptor holds.
+var given struct {
+	mu    sync.Mutex
+	paths map[uint32]string
+}
+
+// wayGiven returns the namespace if a path was given that still leads there.
+func wayGiven(inode uint32) (Netns, bool) {
+	given.mu.Lock()
+	path := given.paths[inode]
+	given.mu.Unlock()
+	if path == "" {
+		return Netns{}, false
+	}
+	ns, err := statNetns(path)
+	return ns, err == nil && ns.Inode == inode
+}
+
+// waysGiven returns those of all namespaces that were given by path.
+func waysGiven() []Netns {
+	given.mu.Lock()
+	inodes := slices.Collect(maps.Keys(given.paths))
+	given.mu.Unlock()
+	var list []Netns
+	for _, inode := range inodes {
+		if ns, ok := wayGiven(inode); ok {
+			list = append(list, ns)
+		}
+	}
+	return list
+}
+
 // Namespaces returns every network namespace that can be seen from here,
-// sorted by inode: those with a name, those mounted anywhere, and those that
-// a thread is in. The own one comes first.
+// sorted by inode: those with a name, those mounted anywhere, those that a
+// thread is in, and those that [ResolveNetns] was given a path of. The own one
+// comes first.
 func Namespaces() ([]Netns, error) {
 	self, err := SelfNetns()
 	if err != nil {
@@ -113,6 +149,11 @@ func Namespaces() ([]Netns, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	for _, ns := range waysGiven() {
+		if _, ok := all[ns.Inode]; !ok {
+			all[ns.Inode] = ns
+		}
 	}
 	list := make([]Netns, 0, len(all))
 	for _, ns := range all {
@@ -166,6 +207,11 @@ func FindNetns(inode uint32) (Netns, error) {
 		return Netns{}, err
 	}
 	if found.Inode == 0 {
+		if ns, ok := wayGiven(inode); ok {
+			found = ns
+		}
+	}
+	if found.Inode == 0 {
 		if err := look(true); err != nil {
 			return Netns{}, err
 		}
@@ -192,6 +238,12 @@ func ResolveNetns(spec string) (Netns, error) {
 				ns.Name = named.Name
 			}
 		}
+		given.mu.Lock()
+		defer given.mu.Unlock()
+		if given.paths == nil {
+			given.paths = make(map[uint32]string)
+		}
+		given.paths[ns.Inode] = spec
 		return ns, nil
 	}
 	for _, ns := range namedNetns() {
@@ -360,7 +412,8 @@ func (n Netns) Open() (*os.File, error) {
 }
 
 // Enter runs fn on a thread inside the namespace and returns its error.
-// Goroutines that fn starts do not run inside. It needs CAP_SYS_ADMIN.
+// Goroutines that fn starts do not run inside. It needs CAP_SYS_ADMIN, but for
+// the namespace that the thread is in.
 func Enter(n Netns, fn func() error) error {
 	file, err := n.Open()
 	if err != nil {
@@ -377,6 +430,12 @@ func Enter(n Netns, fn func() error) error {
 			return
 		}
 		defer unix.Close(back)
+		if own, err := netnsOf(back); err == nil && own == n.Inode {
+			err = fn()
+			runtime.UnlockOSThread()
+			result <- err
+			return
+		}
 		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			result <- fmt.Errorf("entering network namespace %d: %w", n.Inode, err)

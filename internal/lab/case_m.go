@@ -19,6 +19,12 @@ var resetCases = []Case{
 		}),
 	},
 	{
+		ID:    "M-shutdown",
+		Title: "shutdown() and close() with unread data",
+		Story: "A server shuts down sending before it closes, and has not read the requests either: RST follows its FIN.",
+		Run:   run(shutdownUnread),
+	},
+	{
 		ID:    "M-linger",
 		Title: "close() with SO_LINGER 0",
 		Story: "A server reads the request, then closes with SO_LINGER on and a time of zero, which sends RST.",
@@ -99,6 +105,27 @@ func serverResets(ctx context.Context, env *Env, t *Truth, do onData, counter st
 	t.Known["Tcp.OutRsts"] = n
 	t.Known["Tcp.EstabResets"] = 2 * n // both ends
 	t.Known[counter] = n
+	return nil
+}
+
+// shutdownUnread has clients see the end of file, and the RST only in that the
+// connection is gone.
+func shutdownUnread(ctx context.Context, env *Env, t *Truth) error {
+	srv, client, conns, err := connectsAndAsks(ctx, env, t, shutUnread)
+	if err != nil {
+		return err
+	}
+	n := uint64(len(conns))
+	if err := env.untilCounter(ctx, "Tcp.EstabResets", n); err != nil {
+		return err
+	}
+	if err := env.talk(ctx, client, exchangeArgs{FDs: descriptors(conns), Read: -1}); err != nil {
+		return err
+	}
+	t.Expect = []Expectation{{Code: "reset-sent", Listener: srv.Addr, Process: srv.party(), Count: len(conns)}}
+	t.Known["Tcp.OutRsts"] = n
+	t.Known["Tcp.EstabResets"] = n // the client's end; the server's was half closed
+	t.Known["TcpExt.TCPAbortOnClose"] = n
 	return nil
 }
 

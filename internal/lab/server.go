@@ -37,6 +37,7 @@ const (
 	echoData      onData = "echo"          // write it back; close after the peer's FIN
 	answerClose   onData = "answer-close"  // read the request, answer, close first (HTTP/1.0)
 	closeUnread   onData = "close-unread"  // close() without having read it
+	shutUnread    onData = "shut-unread"   // shutdown(SHUT_WR) and close() without having read it
 	closeReset    onData = "close-reset"   // read it, then close() with SO_LINGER 0
 	answerHalf    onData = "answer-half"   // read until the peer's FIN, then answer and close
 	answerShut    onData = "answer-shut"   // read the request, answer, shut down sending; close after the peer's FIN
@@ -182,7 +183,13 @@ func (s *server) readable(fd int) error {
 	if _, ok := s.conns[fd]; !ok {
 		return nil // closed by an earlier event of this round
 	}
-	if s.spec.OnData == closeUnread {
+	switch s.spec.OnData {
+	case shutUnread:
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+			return fmt.Errorf("shutting down sending: %w", err)
+		}
+		fallthrough
+	case closeUnread:
 		s.stats.Closed++
 		return s.drop(fd)
 	}

@@ -74,12 +74,15 @@ type reading struct {
 type auditor struct {
 	tracer  Tracer
 	spaces  map[uint32]*audit
-	skipped int // namespaces beyond the bound
+	skipped int             // namespaces beyond the bound
+	missed  map[uint32]bool // namespaces that had events and were not found
 }
 
 type audit struct {
 	ns    host.Netns
 	first reading
+	zero  bool  // first is nothing, not read: it came into being while it was counted
+	late  bool  // it was there before it was found, or another had its number
 	err   error // why there is no first reading
 }
 
@@ -169,12 +172,14 @@ func (a *auditor) begin(spaces []host.Netns) {
 // and that the hooks counted both as one.
 var errReused = errors.New("two namespaces had this number, one after the other")
 
-// add begins the audit of a namespace that was not there in the beginning: it
-// came into being while its events were counted, so both sides began at
-// nothing. For one that is known it takes note of another way into it.
+// add begins the audit of a namespace that was not known in the beginning. One
+// that came into being while its events were counted began at nothing on both
+// sides, and the two are still as one; of one that merely could not be seen
+// before, the kernel has counted more. For one that is known it takes note of
+// another way into it.
 func (a *auditor) add(ns host.Netns) {
-	c, err := host.ReadCounters(ns)
 	if known := a.spaces[ns.Inode]; known != nil {
+		c, err := host.ReadCounters(ns)
 		known.ns = ns
 		if err == nil && known.err == nil && c.Cookie != known.first.cookie {
 			known.err = errReused
@@ -185,8 +190,62 @@ func (a *auditor) add(ns host.Netns) {
 		a.skipped++
 		return
 	}
+	readings, errs := a.read([]host.Netns{ns}, fewAttempts)
+	if err := errs[ns.Inode]; err != nil {
+		if errors.Is(err, host.ErrNoNetns) {
+			a.miss(ns.Inode) // it has ended, and its number may be another's soon
+		} else {
+			a.spaces[ns.Inode] = &audit{ns: ns, err: err}
+		}
+		return
+	}
+	delete(a.missed, ns.Inode)
+	r := readings[ns.Inode]
+	apart := a.apart(r)
+	if apart > underWay {
+		a.spaces[ns.Inode] = &audit{ns: ns, first: r, late: true}
+		return
+	}
 	zero := make([]uint64, len(audited))
-	a.spaces[ns.Inode] = &audit{ns: ns, first: reading{cookie: c.Cookie, kernel: zero, seen: zero, steady: true}}
+	a.spaces[ns.Inode] = &audit{ns: ns, first: reading{cookie: r.cookie, kernel: zero, seen: zero, steady: r.steady && apart == 0}, zero: true}
+}
+
+// underWay is how far the two sides may be apart where both began at nothing: a
+// process may wait, for memory, between the kernel's count and ours (ActiveOpens,
+// OutRsts).
+const underWay = 4
+
+// apart is by how much the kernel has counted otherwise than was seen. What moves
+// while it is read may have been seen right after the kernel was asked.
+func (a *auditor) apart(r reading) (n uint64) {
+	inexact := inexact(a.tracer.Capabilities())
+	for i, c := range audited {
+		more := r.kernel[i] - min(r.kernel[i], r.seen[i])
+		fewer := r.seen[i] - min(r.kernel[i], r.seen[i])
+		if c.name == "RetransSegs" || c.name == "TCPSynRetrans" {
+			more -= min(more, r.failed)
+		}
+		if inexact[c.name] != "" {
+			continue
+		}
+		n += more
+		if r.steady {
+			n += fewer
+		}
+	}
+	return n
+}
+
+// miss takes note of a namespace that had events and was not found; where there
+// are very many, of most.
+func (a *auditor) miss(inode uint32) {
+	if a.spaces[inode] != nil || len(a.missed) >= maxAudited {
+		return
+	}
+	if a.missed == nil {
+		a.missed = make(map[uint32]bool)
+	}
+	a.missed[inode] = true
 }
 
 // reused reports whether a namespace was found to have had another's number.
@@ -219,6 +278,7 @@ func (a *auditor) compare(caps event.Capabilities, attempts int) (lines []render
 	slices.SortFunc(spaces, func(x, y host.Netns) int { return cmp.Compare(x.Inode, y.Inode) })
 	last, errs := a.read(spaces, attempts)
 	inexact := inexact(caps)
+	compared := 0
 	var gone []string
 	for _, ns := range spaces {
 		s := a.spaces[ns.Inode]
@@ -226,6 +286,10 @@ func (a *auditor) compare(caps event.Capabilities, attempts int) (lines []render
 		if !ok || errs[ns.Inode] != nil || r.cookie != s.first.cookie {
 			gone = append(gone, spaceName(ns))
 			continue
+		}
+		compared++
+		if s.late {
+			notes = append(notes, fmt.Sprintf("network namespace %s is compared from when it was found: it was there before, or another had its number", spaceName(ns)))
 		}
 		for i, c := range audited {
 			line := render.Audit{
@@ -238,7 +302,7 @@ func (a *auditor) compare(caps event.Capabilities, attempts int) (lines []render
 				line.Note = inexact[c.name]
 			case (c.name == "RetransSegs" || c.name == "TCPSynRetrans") && line.Kernel > line.Explained && line.Kernel-line.Explained <= failed:
 				line.Note = fmt.Sprintf("%d retransmissions failed on their way out (TCPRetransFail): this kernel counts them and tells nobody", failed)
-			case !r.steady || !s.first.steady:
+			case !r.steady || !s.first.steady && !(s.zero && line.Kernel == line.Explained):
 				line.Note = "traffic did not pause while the counters were read, so they may be apart by a few"
 			default:
 				line.Exact = true
@@ -254,17 +318,42 @@ func (a *auditor) compare(caps event.Capabilities, attempts int) (lines []render
 		}
 	}
 	slices.Sort(notes)
-	if n := len(gone); n > maxNamed {
-		gone = append(gone[:maxNamed], fmt.Sprintf("and %d more", n-maxNamed))
-	}
 	if len(gone) > 0 {
-		notes = append(notes, "not compared, because they ended before their counters could be read: network namespaces "+strings.Join(gone, ", "))
+		notes = append(notes, "not compared, because they ended before their counters could be read: network namespaces "+fewOf(gone))
+	}
+	if len(a.missed) > 0 {
+		var missed []string
+		for _, inode := range slices.Sorted(maps.Keys(a.missed)) {
+			missed = append(missed, fmt.Sprint(inode))
+		}
+		notes = append(notes, "not compared, because they were never found: network namespaces "+fewOf(missed))
 	}
 	if a.skipped > 0 {
 		notes = append(notes, fmt.Sprintf("not compared, because there were more than %d: %d further network namespaces", maxAudited, a.skipped))
 	}
+	if compared == 0 {
+		notes = slices.Insert(notes, 0, render.NotCompared)
+	}
 	sortAudit(lines)
 	return lines, notes
+}
+
+// fewOf lists the first of several names.
+func fewOf(names []string) string {
+	if n := len(names); n > maxNamed {
+		names = append(slices.Clone(names[:maxNamed]), fmt.Sprintf("and %d more", n-maxNamed))
+	}
+	return strings.Join(names, ", ")
+}
+
+// ended reports whether the way into a namespace leads nowhere any more, or to
+// another one.
+func ended(ns host.Netns) bool {
+	f, err := ns.Open()
+	if err == nil {
+		f.Close()
+	}
+	return errors.Is(err, host.ErrNoNetns)
 }
 
 // enterable reports whether the way into a namespace still leads there.

@@ -16,6 +16,7 @@ import (
 	"github.com/tcptrace/tcptrace/internal/dump"
 	"github.com/tcptrace/tcptrace/internal/host"
 	"github.com/tcptrace/tcptrace/internal/render"
+	"github.com/tcptrace/tcptrace/internal/timeline"
 	"github.com/tcptrace/tcptrace/tracer"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -82,12 +83,17 @@ const (
 	housekeeping = time.Second
 	// resync bounds how often all sockets are looked at again after losses.
 	resync = 10 * time.Second
-	// retries bounds how often a namespace is looked for that cannot be found.
+	// retries bounds how often a namespace is looked for that cannot be found,
+	// until it is forgotten: its number may be used again.
 	retries = 3
+	// forgetAfter is how long after that it is not looked for again.
+	forgetAfter = 10 * time.Second
+	// costly is how long a search may take without a pause after it.
+	costly = 100 * time.Millisecond
 	// lookShare is the default of Config.LookShare.
 	lookShare = 0.02
-	// walks is how many times as long as it takes to look for owners is
-	// waited until the next time.
+	// walks is how many times as long as it takes to look for owners, or costly
+	// as it is, for a namespace in vain, is waited until the next time.
 	walks = 50
 	// wholeEvery is how often namespaces are looked at in which no sockets are
 	// known to be.
@@ -120,6 +126,8 @@ type live struct {
 	took    time.Duration   // processor time that this took
 	walked  int64           // when owners were last looked for
 	walk    time.Duration   // how long that took
+	sought  int64           // when a namespace was last looked for in vain
+	search  time.Duration   // how long that took
 	aside   []event.Event   // buffer of meanwhile
 	again   bool            // they are to be looked at again
 	last    event.Event     // of the newest namespace and process, for the fast path
@@ -132,10 +140,12 @@ type live struct {
 }
 
 type space struct {
-	ns    host.Netns
-	known bool
-	tries int
-	facts event.Namespace // as the machine was told
+	ns      host.Netns
+	known   bool
+	missing bool            // it was not found; else, if not known, it cannot be entered
+	tries   int             // how often it was looked for in vain
+	tried   int64           // when last
+	facts   event.Namespace // as the machine was told
 }
 
 // seen is what was learned of a process, and of which.
@@ -250,7 +260,7 @@ func (l *live) begin(key [16]byte) error {
 	for _, ns := range spaces {
 		l.learn(ns)
 	}
-	l.look(spaces, true)
+	l.look(spaces, true, false)
 	if err := l.flush(); err != nil {
 		return err
 	}
@@ -269,7 +279,12 @@ func (l *live) learn(ns host.Netns) {
 	case err != nil:
 		l.Log.Warn("a network namespace's settings stay unknown", zap.Error(err))
 	}
-	l.spaces[ns.Inode] = &space{ns: ns, known: err == nil, facts: facts}
+	s := &space{ns: ns, known: err == nil, facts: facts}
+	if errors.Is(err, host.ErrNoNetns) {
+		s.missing, s.tries, s.tried = true, 1, host.Now()
+		l.audit.miss(ns.Inode)
+	}
+	l.spaces[ns.Inode] = s
 	l.in.Namespace(facts)
 }
 
@@ -289,6 +304,21 @@ func (l *live) relearn(inodes []uint32) {
 	}
 }
 
+// errTooSoon says that a namespace was not looked for yet.
+var errTooSoon = errors.New("another one was looked for a moment ago")
+
+// resting reports whether all threads were looked at so recently that the next
+// search has to wait, where there are so many that it costs the ring's reader.
+func (l *live) resting(now int64) bool {
+	return l.search > costly && now-l.sought < walks*int64(l.search)
+}
+
+// inVain takes note of a search that looked at all threads, which ends now.
+func (l *live) inVain(began int64) {
+	l.sought = host.Now()
+	l.search = time.Duration(l.sought - began)
+}
+
 // meet is called with the first event of a namespace.
 func (l *live) meet(inode uint32) {
 	if inode == 0 || l.limit != nil && !l.limit[inode] {
@@ -297,11 +327,22 @@ func (l *live) meet(inode uint32) {
 	if len(l.spaces) >= maxSpaces {
 		clear(l.spaces)
 	}
-	ns, err := host.FindNetns(inode)
+	began := host.Now()
+	s := &space{ns: host.Netns{Inode: inode}, missing: true}
+	var ns host.Netns
+	err := errTooSoon
+	if !l.resting(began) {
+		ns, err = host.FindNetns(inode)
+	}
 	if err != nil {
 		// It may be too young to be found, or gone already.
 		l.Log.Debug("a network namespace was not found", zap.Uint32("inode", inode), zap.Error(err))
-		l.spaces[inode] = &space{ns: host.Netns{Inode: inode}, tries: 1}
+		if err != errTooSoon {
+			l.inVain(began)
+			s.tries, s.tried = 1, l.sought
+		}
+		l.spaces[inode] = s
+		l.audit.miss(inode)
 		l.in.Namespace(event.Namespace{Inode: inode})
 		return
 	}
@@ -327,6 +368,7 @@ func (l *live) disown(inode uint32) {
 // that cannot be entered any more: their numbers may be used again, and if
 // they do live on, they are met again.
 func (l *live) retry() {
+	now, wanted := host.Now(), false
 	for inode, s := range l.spaces {
 		if l.limit[inode] && s.known {
 			// The same name can lead to another one in no time.
@@ -335,28 +377,56 @@ func (l *live) retry() {
 				continue
 			}
 		}
-		if s.known && !enterable(s.ns) {
+		if s.known && !enterable(s.ns) || !s.known && !s.missing && ended(s.ns) {
 			delete(l.spaces, inode)
 			l.last.Netns = 0
 			continue
 		}
-		if s.known || s.tries == 0 || s.tries >= retries {
+		if s.missing && s.tries >= retries {
+			if now-s.tried >= int64(forgetAfter) {
+				delete(l.spaces, inode)
+				l.last.Netns = 0
+			}
 			continue
 		}
-		s.tries++
-		if ns, err := host.FindNetns(inode); err == nil {
-			l.audit.add(ns)
-			l.learn(ns)
-			l.pending = append(l.pending, inode)
+		wanted = wanted || s.missing
+	}
+	if !wanted || l.resting(now) {
+		return
+	}
+	// One look at every thread is enough for all.
+	list, err := host.Namespaces()
+	if err != nil {
+		l.Log.Debug("looking for network namespaces", zap.Error(err))
+		return
+	}
+	l.inVain(now)
+	found := make(map[uint32]host.Netns, len(list))
+	for _, ns := range list {
+		found[ns.Inode] = ns
+	}
+	for inode, s := range l.spaces {
+		if !s.missing || s.tries >= retries {
+			continue
 		}
+		ns, ok := found[inode]
+		if !ok {
+			s.tries++
+			s.tried = l.sought
+			continue
+		}
+		l.audit.add(ns)
+		l.learn(ns)
+		l.pending = append(l.pending, inode)
 	}
 	slices.Sort(l.pending)
 }
 
 // snapshot looks at all sockets of some namespaces. There can be very many:
 // what happens meanwhile is taken from the ring as it comes, which otherwise
-// would run over.
-func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
+// would run over. Where a recorder's file begins with it, it repeats whose the
+// sockets are, of which what follows in the file does not tell.
+func (l *live) snapshot(spaces []host.Netns, withOwners, repeat bool) {
 	if len(spaces) == 0 || l.blind {
 		return
 	}
@@ -365,7 +435,15 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 		owners = l.findOwners()
 	}
 	told := make(map[uint32]bool)
+	var listeners map[uint64]*timeline.Listener
+	if repeat {
+		listeners = make(map[uint64]*timeline.Listener)
+		for lis := range l.m.tracker.Listeners() {
+			listeners[lis.ID] = lis
+		}
+	}
 	lines := 0
+	self, _ := host.SelfNetns()
 	for _, ns := range spaces {
 		file, err := ns.Open()
 		if err != nil {
@@ -373,7 +451,11 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 			continue
 		}
 		l.in.BeginSnapshot(ns.Inode, host.Now())
-		err = l.Tracer.Snapshot(int(file.Fd()), func(e *event.Event) {
+		fd := int(file.Fd())
+		if ns.Inode == self.Inode {
+			fd = -1 // to enter even the own one takes CAP_SYS_ADMIN
+		}
+		err = l.Tracer.Snapshot(fd, func(e *event.Event) {
 			if l.tuples && !l.Filter.MatchTuple(e.Netns, e.Local, e.Remote) {
 				return
 			}
@@ -389,6 +471,9 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 						l.m.Member(p.PID, p.Comm, l.Scope.Process(p))
 					}
 				}
+			}
+			if repeat && owner.PID == 0 {
+				owner = l.known(e, listeners)
 			}
 			l.in.Snapshot(e, owner.PID, owner.Comm)
 			if lines++; lines%linesBetween == 0 {
@@ -408,6 +493,31 @@ func (l *live) snapshot(spaces []host.Netns, withOwners bool) {
 		}
 		l.in.EndSnapshot(ns.Inode, host.Now())
 	}
+}
+
+// known is who is known to hold a socket of a snapshot. It is nobody where that
+// is only concluded: a line says it as if /proc had.
+func (l *live) known(e *event.Event, listeners map[uint64]*timeline.Listener) (owner host.Owner) {
+	reused := l.caps.Identity == event.IdentityAddress
+	var o timeline.Owner
+	if e.New == event.StateListen {
+		lis := listeners[e.Sock]
+		if lis == nil || lis.Closed != 0 || reused && (lis.Netns != e.Netns || lis.Addr != e.Local) {
+			return owner
+		}
+		o = lis.Owner()
+	} else {
+		c := l.m.tracker.Conn(e.Sock)
+		if c == nil || c.Phase() != timeline.PhaseSocket || e.Inventory != nil && e.Inventory.Minisocket ||
+			reused && (c.Netns() != e.Netns || c.Local() != e.Local || c.Remote() != e.Remote || c.Closed() != 0) {
+			return owner
+		}
+		if o = c.Owner(); o.Source < timeline.SourceSnapshot {
+			return owner // who listens or closed it: perhaps nobody has accepted it
+		}
+	}
+	owner.PID, owner.Comm = o.PID, o.Comm
+	return owner
 }
 
 // findOwners walks the descriptors of all processes, which can take a second,
@@ -620,10 +730,10 @@ func (l *live) keep(now int64) error {
 	}
 	if all {
 		// Owners come with events; those of older sockets are known.
-		l.look(spaces, lost || len(pending) > 0)
+		l.look(spaces, lost || len(pending) > 0, snapshot)
 		return nil
 	}
-	l.snapshot(spaces, true)
+	l.snapshot(spaces, true, false)
 	return nil
 }
 
@@ -646,10 +756,10 @@ func (l *live) recorded(now int64) (snapshot bool, err error) {
 }
 
 // look looks at all sockets.
-func (l *live) look(spaces []host.Netns, withOwners bool) {
+func (l *live) look(spaces []host.Netns, withOwners, repeat bool) {
 	l.round = host.Now()
 	before, _, err := host.Usage()
-	l.snapshot(spaces, withOwners)
+	l.snapshot(spaces, withOwners, repeat)
 	// To look for owners takes far longer than to look at sockets, is seldom done
 	// and has a pause of its own.
 	if withOwners {

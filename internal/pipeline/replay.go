@@ -31,6 +31,13 @@ type Recording struct {
 // Header is that of the first part.
 func (r *Recording) Header() *dump.Header { return r.Parts[0].Reader.Header() }
 
+// Began is when what there is of the recording begins, which is later than the
+// run where its first parts are not there. It is to be asked before [Replay].
+func (r *Recording) Began() render.Stamp {
+	_, wall := r.Parts[0].Reader.Began()
+	return render.Stamp(wall)
+}
+
 // Recordings puts parts together. They come in the order of their names' first
 // mention, the parts of each in their own. The windows of one flight recorder
 // are parts, too, which can overlap.
@@ -87,15 +94,19 @@ type Replayed struct {
 
 // Replay goes through a recording again: what is shown is what a run with the
 // same options would have shown. Damage is no error: it is told as lost events
-// and in Problems. The error is the renderer's, the file's or the context's;
-// what could be read until then was shown.
+// and in Problems. The error is the renderer's, the context's, or, as an
+// [*UnreadError], the file's; what could be read until then was shown.
 func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, error) {
 	h := rec.Header()
 	o := cfg.Options
 	o.Timeline.Key, o.Timeline.Capabilities, o.Diagnose.Capabilities = h.Key, h.Capabilities, h.Capabilities
 	r := &replay{Machine: NewMachine(o), until: math.MaxInt64, wall: cfg.Until}
-	out := &Replayed{Began: render.Stamp(h.Started)}
-	if err := o.Out.Start(start(h)); err != nil {
+	from, wall := rec.Parts[0].Reader.Began()
+	out := &Replayed{Began: render.Stamp(wall)}
+	r.Clock(wall - from) // where what says so cannot be read
+	first := start(h)
+	first.Time = out.Began
+	if err := o.Out.Start(first); err != nil {
 		return out, err
 	}
 	end, err := r.parts(ctx, rec, out)
@@ -109,7 +120,9 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 		// As far as the recording got.
 		s.Audit, s.AuditNotes = auditLines(r.audit), r.audit.Notes
 	}
-	if cfg.Since != 0 && out.Began != 0 && cfg.Since > r.clock.Stamp(now) {
+	if r.last == 0 {
+		now = max(now, from) // nothing was read
+	} else if cfg.Since != 0 && out.Began != 0 && !r.stopped && cfg.Since > r.clock.Stamp(now) {
 		out.problem("the time from which on was asked is after the end of the recording, %s", r.clock.Stamp(now).Time().Format("2006-01-02 15:04:05 UTC"))
 	}
 	if cfg.Until != 0 && cfg.Until < out.Began {
@@ -121,7 +134,7 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 		}
 		s.Duration = 0
 	}
-	if from := r.from(h); s.Duration == 0 && now > from {
+	if s.Duration == 0 && now > from {
 		s.Duration = time.Duration(now - from)
 	}
 	if r.Err() != nil {
@@ -129,38 +142,34 @@ func Replay(ctx context.Context, cfg ReplayConfig, rec Recording) (*Replayed, er
 	}
 	var ferr error
 	out.Summary, ferr = r.Finish(now, s)
-	if h.Part > 0 {
-		out.Began = r.clock.Stamp(r.from(h))
+	if ferr == nil && err != nil && ctx.Err() == nil {
+		out.problem("%v: what comes after it is not here", err)
+		err = &UnreadError{err}
 	}
 	return out, errors.Join(ferr, err)
 }
+
+// UnreadError is the error of [Replay] where a file of the recording could not
+// be read to its end, while nothing else went wrong.
+type UnreadError struct{ err error }
+
+func (e *UnreadError) Error() string { return e.err.Error() }
+func (e *UnreadError) Unwrap() error { return e.err }
 
 // replay is the feed of a replay: the machine up to a time.
 type replay struct {
 	*Machine
 	wall    render.Stamp
 	until   int64
-	first   int64
-	last    int64
+	last    int64 // 0: nothing was read
 	stopped bool
 	late    bool // the snapshot at hand
 	audit   dump.Audit
 }
 
-// from is when what is there of a recording begins.
-func (r *replay) from(h *dump.Header) int64 {
-	if h.Part > 0 && r.first != 0 {
-		return r.first
-	}
-	return h.StartedBoot
-}
-
 func (r *replay) past(at int64) bool {
 	if at > r.until {
 		return true
-	}
-	if r.first == 0 {
-		r.first = at
 	}
 	r.last = max(r.last, at)
 	return false
@@ -219,9 +228,11 @@ func (r *replay) Audit(a dump.Audit) {
 	}
 }
 
-// parts goes through the parts and returns the end of the last one.
+// parts goes through the parts and returns the end of the one that reaches
+// furthest: of windows that need not be the one that begins last.
 func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *dump.End, err error) {
-	told, number := uint64(0), 0
+	var place dump.Place
+	number := 0
 	for i, p := range rec.Parts {
 		h := p.Reader.Header()
 		switch {
@@ -243,14 +254,14 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 			if i == 0 {
 				err = p.Reader.Next(r)
 			} else {
-				err = p.Reader.Continue(r, told, follows)
+				err = p.Reader.Continue(r, place, follows)
 			}
 			if err != nil || r.stopped || r.Done() || r.Err() != nil {
 				break
 			}
 			r.fail(r.o.Out.Flush())
 		}
-		told = p.Reader.Told()
+		place = p.Reader.Place()
 		r.damages(p, out)
 		if err != nil && err != io.EOF {
 			return nil, fmt.Errorf("%s: %w", p.Name, err)
@@ -259,16 +270,19 @@ func (r *replay) parts(ctx context.Context, rec Recording, out *Replayed) (end *
 			r.stopped = true
 			return nil, nil
 		}
-		end = p.Reader.End()
+		last := p.Reader.End()
+		if end == nil || last != nil && last.At >= end.At || last == nil && h.Window == nil {
+			end = last
+		}
 		switch {
-		case end == nil:
+		case last == nil:
 			out.problem("%s has no end: the recording still goes on, or it was cut off and the last second or more is missing", p.Name)
-		case end.Reason == dump.EndWindow && end.Text != "":
-			out.Notes = append(out.Notes, fmt.Sprintf("%s: %s", p.Name, end.Text))
-		case end.Reason == dump.EndRotated && i == len(rec.Parts)-1:
+		case last.Reason == dump.EndWindow && last.Text != "":
+			out.Notes = append(out.Notes, fmt.Sprintf("%s: %s", p.Name, last.Text))
+		case last.Reason == dump.EndRotated && i == len(rec.Parts)-1:
 			out.problem("the recording goes on after %s, in a part that is not here", p.Name)
-		case end.Reason == dump.EndSpace || end.Reason == dump.EndError:
-			out.problem("%s: the recording stopped: %s", p.Name, end.Text)
+		case last.Reason == dump.EndSpace || last.Reason == dump.EndError:
+			out.problem("%s: the recording stopped: %s", p.Name, last.Text)
 		}
 	}
 	return end, nil

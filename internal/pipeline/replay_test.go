@@ -3,11 +3,14 @@ package pipeline
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -286,4 +289,117 @@ func TestReplayOfWindows(t *testing.T) {
 	_, got = replayed(t, o, 0, window(6, 8, "b"), window(2, 5, "signal"))
 	require.EqualValues(t, 5*10, got.Summary.Events)
 	require.EqualValues(t, 10, got.Summary.Lost)
+}
+
+// TestReplayOfLaterParts: what is there begins where its first part does, not
+// with the run, by the wall clock of then.
+func TestReplayOfLaterParts(t *testing.T) {
+	const hour = int64(time.Hour)
+	mem, o, _ := run(t, 9, func(tape *taped, m *memory, i int) {
+		if i == 3 {
+			tape.Clock(1e18 + hour) // it was set
+		}
+		if i%3 == 2 && i < 8 {
+			m.Rotate()
+		}
+	})
+	began := render.Stamp(1e18 + hour + 7*int64(time.Second) - 1) // 6 connections, a second each
+	whole := mem.bytes(t, 2)
+	header, err := dump.HeaderFrame(mem.Header(2))
+	require.NoError(t, err)
+	for name, c := range map[string]struct {
+		flip int // a byte of the dump; 0: none
+		want render.Stamp
+	}{
+		"sound":                     {0, began},
+		"the header's copy damaged": {len(header) - 1, began},
+		"its frame's header, too":   {8 + (len(header)-8)/2 + 1, began},
+		"the clock is not known":    {len(header) + 52, began - render.Stamp(hour) - 1},
+	} {
+		b := bytes.Clone(whole)
+		if c.flip > 0 {
+			b[c.flip] ^= 0xff
+		}
+		list, err := Recordings([]Part{mem.reader(t, 2, b)})
+		require.NoError(t, err)
+		require.Equal(t, c.want, list[0].Began(), name)
+		require.Equal(t, c.want, list[0].Began(), name)
+	}
+
+	all, what := replayed(t, o, 0, mem.part(t, 2))
+	require.Equal(t, began, what.Began)
+	require.Contains(t, all[:strings.Index(all, "\n")], `"time":"`+began.Time().Format(time.RFC3339Nano)+`"`)
+	require.EqualValues(t, 30, what.Summary.Events)
+	require.Equal(t, 4*time.Second+1, what.Summary.Duration)
+
+	// Within what is there.
+	o.Since = began
+	_, what = replayed(t, o, began+render.Stamp(time.Second), mem.part(t, 2))
+	require.Len(t, what.Problems, 1, what.Problems)
+	require.Contains(t, what.Problems[0], "is part 3 of a recording")
+	require.EqualValues(t, 10, what.Summary.Events)
+
+	// Before it. Nothing is read, so nothing is said of an end.
+	o.Since = began - render.Stamp(2*time.Second)
+	_, what = replayed(t, o, began-1, mem.part(t, 2))
+	require.Len(t, what.Problems, 2, what.Problems)
+	require.Contains(t, what.Problems[1], "before the beginning of the recording, "+began.Time().Format("2006-01-02 15:04:05 UTC"))
+	require.Equal(t, began, what.Summary.Time)
+
+	// After it.
+	o.Since = began + render.Stamp(hour)
+	_, what = replayed(t, o, 0, mem.part(t, 2))
+	require.Len(t, what.Problems, 2, what.Problems)
+	require.Contains(t, what.Problems[1], "after the end of the recording")
+
+	// A gap is no end.
+	o.Since = 1e18 + render.Stamp(5*time.Second)
+	_, what = replayed(t, o, o.Since+render.Stamp(time.Second), mem.part(t, 0), mem.part(t, 2))
+	for _, p := range what.Problems {
+		require.NotContains(t, p, "after the end")
+	}
+}
+
+// TestReplayOfLaterWindows: a window's header says itself when it begins.
+func TestReplayOfLaterWindows(t *testing.T) {
+	mem, o, _ := run(t, 9, func(_ *taped, m *memory, i int) { m.Rotate() })
+	h := mem.Header(0)
+	h.Window = &dump.Window{Trigger: "exit", At: 1e18, Dropped: 40}
+	h.StartedBoot = 5 * int64(time.Second)
+	h.Started = 1e18 + h.StartedBoot
+	b, err := dump.Assemble(h, append(mem.Frames(4), mem.Frames(5)...), &dump.End{Reason: dump.EndWindow})
+	require.NoError(t, err)
+	_, what := replayed(t, o, render.Stamp(h.Started-1), mem.reader(t, 4, b))
+	require.EqualValues(t, h.Started, what.Began)
+	require.Len(t, what.Problems, 1)
+	require.Contains(t, what.Problems[0], "before the beginning of the recording")
+	require.EqualValues(t, h.Started, what.Summary.Time)
+	o.Since = render.Stamp(h.Started)
+	_, what = replayed(t, o, render.Stamp(h.Started+int64(time.Second)-1), mem.reader(t, 4, b))
+	require.Empty(t, what.Problems)
+	require.EqualValues(t, 10, what.Summary.Events)
+}
+
+// TestReplayOfAFileThatFails: what could be read was shown, and the error says
+// that it is the file's.
+func TestReplayOfAFileThatFails(t *testing.T) {
+	mem, o, _ := run(t, 9, nil)
+	b := mem.bytes(t, 0)
+	failing := func(o Options) (*Replayed, error) {
+		r, err := dump.NewReader(io.MultiReader(bytes.NewReader(b[:len(b)/2]), iotest.ErrReader(syscall.EIO)))
+		require.NoError(t, err)
+		return Replay(context.Background(), ReplayConfig{Options: o}, Recording{Parts: []Part{{Name: "bad disk", Reader: r}}})
+	}
+	o.Out = render.NewJSON(io.Discard)
+	got, err := failing(o)
+	var unread *UnreadError
+	require.ErrorAs(t, err, &unread)
+	require.ErrorIs(t, err, syscall.EIO)
+	require.NotZero(t, got.Summary.Events)
+	require.Contains(t, got.Problems[len(got.Problems)-1], "bad disk: reading the dump: input/output error: what comes after it is not here")
+
+	o.Out = render.NewJSON(&blocked{err: io.ErrClosedPipe})
+	_, err = failing(o)
+	require.Error(t, err)
+	require.False(t, errors.As(err, &unread), "the output's")
 }

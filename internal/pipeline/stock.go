@@ -93,6 +93,11 @@ func (l *look) run(ctx context.Context, out render.Sockets) error {
 	}
 	if want := l.filter.Netns; len(want) > 0 {
 		spaces = slices.DeleteFunc(spaces, func(ns host.Netns) bool { return !slices.Contains(want, ns.Inode) })
+		for _, inode := range want {
+			if !slices.ContainsFunc(spaces, func(ns host.Netns) bool { return ns.Inode == inode }) {
+				l.problem(host.Netns{Inode: inode}, host.ErrNoNetns)
+			}
+		}
 	}
 	p, err := host.ReadPrivileges()
 	l.enters = p.Has(host.CapSysAdmin)
@@ -121,7 +126,7 @@ func (l *look) run(ctx context.Context, out render.Sockets) error {
 
 func (l *look) namespace(ns host.Netns, out render.Sockets) error {
 	file, err := ns.Open()
-	if errors.Is(err, host.ErrNoNetns) {
+	if errors.Is(err, host.ErrNoNetns) && len(l.filter.Netns) == 0 {
 		return nil // it has ended meanwhile
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package recorder
 
 import (
+	"math"
 	"sync"
 
 	"github.com/tcptrace/tcptrace/internal/dump"
@@ -53,6 +54,13 @@ func (q *queue) half() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.bytes >= q.limit/2
+}
+
+// lift has everything that still comes find room: it is the last.
+func (q *queue) lift() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.limit = math.MaxInt
 }
 
 // close lets the writer end once it has taken what there is.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -70,6 +71,8 @@ const (
 	// askEvery bounds how often all sockets are looked at because a part or a
 	// segment begins.
 	askEvery = int64(5 * time.Second)
+	// maxPlaces bounds the places at which events are lost that are remembered.
+	maxPlaces = 1024
 	// frameRoom is what the next frame and the end take at most before they are
 	// compressed.
 	frameRoom = 640 << 10
@@ -101,6 +104,9 @@ type Recorder struct {
 	want       bool  // a snapshot is to be asked for
 	asked      int64 // when it was last
 	holes      bool  // frames were dropped, and what they told is to be told again
+	// Lost events that were told, by where: those in the frame at hand, and those
+	// in frames that were dropped.
+	losses, missed map[string]uint64
 	flight
 
 	seen   atomic.Uint64 // events told so far, also after a failure
@@ -140,7 +146,7 @@ func Open(o Options) (*Recorder, error) {
 	if o.queue == 0 {
 		o.queue = queueBytes
 	}
-	r := &Recorder{o: o, q: newQueue(o.queue), ended: make(chan struct{}), ratio: 0.5}
+	r := &Recorder{o: o, q: newQueue(o.queue), ended: make(chan struct{}), ratio: 0.5, losses: make(map[string]uint64), missed: make(map[string]uint64)}
 	r.enc = dump.NewEncoder(r.sink)
 	r.feed = r.enc
 	if o.Pseudonyms != nil {
@@ -248,6 +254,12 @@ func (r *Recorder) sink(f *dump.Frame) {
 	}
 	r.raw += int64(len(f.Raw))
 	kept := r.q.push(item{frame: f})
+	if !kept {
+		for where, n := range r.losses {
+			r.missed[where] += n
+		}
+	}
+	clear(r.losses)
 
 	r.mu.Lock()
 	tell := false
@@ -450,11 +462,8 @@ func (r *Recorder) Tick(now int64) (snapshot bool, err error) {
 	r.within = false // one that failed has no end
 	r.enc.Flush()
 	if r.holes && !r.q.half() {
-		// What the frames told that were dropped.
-		r.holes, r.want = false, true
-		again := r.enc.Preamble()
-		again.Kind = dump.FrameRecords
-		r.sink(again)
+		r.want = true
+		r.mend()
 	}
 	if r.air != nil {
 		r.aloft()
@@ -467,6 +476,18 @@ func (r *Recorder) Tick(now int64) (snapshot bool, err error) {
 	}
 	r.want, r.asked = false, r.now
 	return true, nil
+}
+
+// mend tells again what the frames told that were dropped. How many events are
+// missing with them, their numbers tell.
+func (r *Recorder) mend() {
+	r.holes = false
+	r.enc.Repeat()
+	missed := r.missed
+	r.missed = make(map[string]uint64)
+	for _, where := range slices.Sorted(maps.Keys(missed)) {
+		r.Lost(r.now, event.Lost{Where: where, Count: missed[where]})
+	}
 }
 
 // End writes what is left, waits until it is written, and closes everything.
@@ -487,7 +508,12 @@ func (r *Recorder) End(e dump.End) error {
 		}
 	}
 	r.now = max(r.now, e.At)
+	r.q.lift()
 	r.enc.Flush()
+	if r.holes && !r.dead() {
+		r.mend()
+		r.enc.Flush()
+	}
 	before := r.total
 	r.q.push(item{do: func() error {
 		if r.air != nil {
@@ -566,6 +592,9 @@ func (r *Recorder) EndSnapshot(netns uint32, now int64) {
 // Lost is [dump.Feed].
 func (r *Recorder) Lost(at int64, l event.Lost) {
 	if !r.dead() {
+		if _, ok := r.losses[l.Where]; ok || len(r.losses) < maxPlaces {
+			r.losses[l.Where] += l.Count
+		}
 		r.feed.Lost(at, l)
 	}
 }

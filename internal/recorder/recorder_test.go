@@ -136,6 +136,7 @@ type contents struct {
 	events    []uint64 // BytesSent, which counts them
 	times     []int64
 	lost      uint64
+	places    map[string]uint64 // the same by where
 	spaces    int
 	processes int
 	rounds    int
@@ -155,7 +156,10 @@ func (c *contents) Namespace(ns event.Namespace) {
 	c.spaces++
 	c.names = append(c.names, ns.Name)
 }
-func (c *contents) Lost(_ int64, l event.Lost) { c.lost += l.Count }
+func (c *contents) Lost(_ int64, l event.Lost) {
+	c.lost += l.Count
+	c.places[l.Where] += l.Count
+}
 func (c *contents) Event(e *event.Event) {
 	c.events = append(c.events, e.Traffic.BytesSent)
 	c.times = append(c.times, e.Time)
@@ -173,7 +177,7 @@ func readBytes(t testing.TB, b []byte) *contents {
 	t.Helper()
 	r, err := dump.NewReader(bytes.NewReader(b))
 	require.NoError(t, err)
-	c := &contents{}
+	c := &contents{places: make(map[string]uint64)}
 	for err == nil {
 		err = r.Next(c)
 	}
@@ -548,6 +552,47 @@ func TestADiskThatHangsHoldsNobodyUp(t *testing.T) {
 	require.Zero(t, s.r.Stats().Failed)
 	require.GreaterOrEqual(t, c.spaces, 2, "what was told in frames that are missing is told again")
 	require.Equal(t, dump.EndDone, c.end.Reason)
+}
+
+// TestLossesInFramesThatFindNoRoomAreToldAgain, once there is room, or at the
+// end.
+func TestLossesInFramesThatFindNoRoomAreToldAgain(t *testing.T) {
+	for _, atOnce := range []bool{false, true} {
+		s := begin(t, Options{Path: filepath.Join(t.TempDir(), "a.tcpt"), queue: 1 << 20})
+		block := make(chan struct{})
+		s.r.q.push(item{do: func() error { <-block; return nil }})
+		told := make(map[string]uint64)
+		for i := range 10 {
+			s.events(20_000)
+			for _, l := range []event.Lost{{Where: "ring", Count: 1000}, {Where: "missed x", Count: uint64(i)}} {
+				s.r.Lost(s.now, l)
+				told[l.Where] += l.Count
+			}
+			s.tick()
+		}
+		require.NotZero(t, s.r.Stats().Dropped)
+		if atOnce {
+			s.r.q.push(item{do: func() error { return nil }, holds: 1 << 20}) // not even for a small one
+			go func() {
+				for closed := false; !closed; time.Sleep(time.Millisecond) {
+					s.r.q.mu.Lock()
+					closed = s.r.q.closed
+					s.r.q.mu.Unlock()
+				}
+				close(block)
+			}()
+		} else {
+			close(block)
+			s.settle()
+			s.tick()
+			s.tick()
+		}
+		require.NoError(t, s.end())
+		c := read(t, s.r.Stats().Files[0])
+		told[dump.WhereDump] = s.r.Stats().Dropped
+		require.Equal(t, told, c.places)
+		require.Equal(t, s.n, uint64(len(c.events))+c.places[dump.WhereDump])
+	}
 }
 
 // TestKilled kills a recording with SIGKILL and reads what is there.

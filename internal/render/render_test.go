@@ -352,6 +352,23 @@ type full struct{ err error }
 func (f full) Write([]byte) (int, error) { return 0, f.err }
 
 // TestWriteErrors: a closed pipe and a full disk come out as what they are.
+// TestNotCompared: where no counter was read, none is said to have stayed.
+func TestNotCompared(t *testing.T) {
+	for note, want := range map[string]string{
+		NotCompared:                     "counters  not compared\n    why\n",
+		"another could not be compared": "counters  none of those that are audited moved\n    another could not be compared\n    why\n",
+	} {
+		var b bytes.Buffer
+		x := NewText(&b, TextOptions{})
+		if err := x.Summary(&Summary{AuditNotes: []string{note, "why"}}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q, want %q", b.String(), want)
+		}
+	}
+}
+
 func TestWriteErrors(t *testing.T) {
 	for _, want := range []error{syscall.EPIPE, syscall.ENOSPC} {
 		for _, r := range []Renderer{NewJSON(full{want}), NewText(full{want}, TextOptions{})} {

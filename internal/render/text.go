@@ -692,6 +692,10 @@ func (t *Text) verdicts(final []*Verdict) {
 	}
 }
 
+// NotCompared is a note of Summary.AuditNotes: that nothing moved in the audit
+// means nothing then.
+const NotCompared = "the counters of no network namespace could be compared"
+
 // audit shows where the counters and what was seen differ, a row each, and of
 // the rest only what was explained.
 func (t *Text) audit(s *Summary) {
@@ -705,7 +709,11 @@ func (t *Text) audit(s *Summary) {
 			}
 		}
 	}
+	notes := s.AuditNotes
 	switch {
+	case len(moved) == 0 && slices.Contains(notes, NotCompared):
+		t.print("  " + t.style(bold, "counters") + "  not compared\n")
+		notes = slices.DeleteFunc(slices.Clone(notes), func(n string) bool { return n == NotCompared })
 	case len(moved) == 0:
 		t.print("  " + t.style(bold, "counters") + "  none of those that are audited moved\n")
 	case name == 0:
@@ -722,7 +730,7 @@ func (t *Text) audit(s *Summary) {
 		t.auditOf(netns, moved[:n], name)
 		moved = moved[n:]
 	}
-	for _, n := range s.AuditNotes {
+	for _, n := range notes {
 		t.para("    ", plain, Safe(n), dim)
 	}
 }

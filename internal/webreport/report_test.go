@@ -22,6 +22,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tcptrace/tcptrace/internal/diagnose"
+	"github.com/tcptrace/tcptrace/internal/dump"
+	"github.com/tcptrace/tcptrace/internal/dump/dumptest"
+	"github.com/tcptrace/tcptrace/internal/pipeline"
 	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -425,4 +428,31 @@ func TestWriteFails(t *testing.T) {
 	r := New(Options{})
 	traffic{host: "web-1", n: 5000, spans: time.Second, comm: "nginx"}.play(r)
 	require.ErrorIs(t, r.Write(failing{}), errFull)
+}
+
+// TestLaterParts: a page of the later parts of a recording begins where they do,
+// not days before.
+func TestLaterParts(t *testing.T) {
+	m := dumptest.NewMemory()
+	began := time.Date(2026, 11, 20, 12, 10, 0, 0, time.UTC)
+	require.NoError(t, m.Begin(dump.Header{Host: "h", Started: began.UnixNano(), StartedBoot: 1}))
+	at := int64(48*time.Hour) + 1
+	m.Advance(at)
+	m.Rotate()
+	m.Event(&event.Event{Time: at + int64(time.Minute), Sock: 1, Kind: event.KindState, Old: event.StateClose, New: event.StateSynSent})
+	m.Advance(at + int64(time.Hour))
+	b, err := m.Bytes(1)
+	require.NoError(t, err)
+	for name, until := range map[string]render.Stamp{"all": 0, "nothing": render.Stamp(began.UnixNano())} {
+		d, err := dump.NewReader(bytes.NewReader(b))
+		require.NoError(t, err)
+		r := New(Options{})
+		_, err = pipeline.Replay(t.Context(), pipeline.ReplayConfig{Options: pipeline.Options{Out: r, Raw: r.Raw}, Until: until},
+			pipeline.Recording{Parts: []pipeline.Part{{Name: "part 2", Reader: d}}})
+		require.NoError(t, err)
+		page := write(t, r)
+		assert.Contains(t, string(page), `<p class="when"><time datetime="2026-11-22T12:10:`, name)
+		first := unpack(t, page).From
+		assert.Equal(t, began.Add(48*time.Hour).UnixMicro(), first, name)
+	}
 }

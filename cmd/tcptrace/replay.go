@@ -204,7 +204,7 @@ func (r *replaying) thresholdsOf(h *dump.Header) (diagnose.Options, error) {
 	}
 	if said, ok := h.Rules[shareFlag]; ok && !r.cmd.Flags().Changed(shareFlag) {
 		v, err := strconv.ParseFloat(said, 64)
-		if err != nil || !(v > 0 && v <= 1) {
+		if err != nil || !isShare(v) {
 			return w.rules, badThreshold(shareFlag, said)
 		}
 		w.rules.TimeWait = v

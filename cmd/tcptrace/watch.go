@@ -151,11 +151,14 @@ func (w *watching) checkRules() error {
 			return usage("a duration is written 50ms, 1s or 2m", "--%s %v is not more than 0", t.name, *t.value)
 		}
 	}
-	if s := w.rules.TimeWait; !(s > 0 && s <= 1) {
+	if s := w.rules.TimeWait; !isShare(s) {
 		return usage("a share is between 0 and 1, such as 0.5", "--%s %v is out of range", shareFlag, s)
 	}
 	return nil
 }
+
+// isShare is false of what is no number, too.
+func isShare(v float64) bool { return v > 0 && v <= 1 }
 
 func parseShow(s string) (pipeline.Show, error) {
 	var show pipeline.Show

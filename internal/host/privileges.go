@@ -120,7 +120,7 @@ type Problem struct {
 // Problems lists what is missing, the fatal first.
 func (p Privileges) Problems() []Problem {
 	var fatal, partial []Problem
-	if major, minor, ok := Release(p.Kernel); ok && (major < 5 || major == 5 && minor < 8) {
+	if p.Before(5, 8) {
 		fatal = append(fatal, Problem{
 			What: fmt.Sprintf("kernel %s is too old: the BPF ring buffer came with 5.8", p.Kernel),
 			Hint: "use a kernel of 5.8 or later; 5.10 is the oldest that is tested", Fatal: true,
@@ -172,6 +172,12 @@ func (p Privileges) Problems() []Problem {
 		})
 	}
 	return append(fatal, partial...)
+}
+
+// Before reports whether the kernel is known to be older than a version.
+func (p Privileges) Before(major, minor int) bool {
+	a, b, ok := Release(p.Kernel)
+	return ok && (a < major || a == major && b < minor)
 }
 
 // Release parses the major and minor number at the start of a kernel release.

@@ -348,22 +348,18 @@ func fewOf(names []string) string {
 
 // ended reports whether the way into a namespace leads nowhere any more, or to
 // another one.
-func ended(ns host.Netns) bool {
+func ended(ns host.Netns) bool { return errors.Is(way(ns), host.ErrNoNetns) }
+
+// enterable reports whether the way into a namespace still leads there.
+func enterable(ns host.Netns) bool { return way(ns) == nil }
+
+// way tries the way into a namespace.
+func way(ns host.Netns) error {
 	f, err := ns.Open()
 	if err == nil {
 		f.Close()
 	}
-	return errors.Is(err, host.ErrNoNetns)
-}
-
-// enterable reports whether the way into a namespace still leads there.
-func enterable(ns host.Netns) bool {
-	f, err := ns.Open()
-	if err != nil {
-		return false
-	}
-	f.Close()
-	return true
+	return err
 }
 
 func spaceName(ns host.Netns) string {

@@ -266,18 +266,7 @@ func TestReplayOfWindows(t *testing.T) {
 	mem, o, _ := run(t, 9, func(_ *taped, m *memory, i int) { m.Rotate() })
 	require.Equal(t, 10, mem.Parts())
 	window := func(from, to int, trigger string) Part {
-		h := mem.Header(0)
-		h.Run, h.Key = trigger, [16]byte{7}
-		h.Window = &dump.Window{Trigger: trigger, At: 1e18, Dropped: mem.Frames(from)[0].Before}
-		h.StartedBoot = 1 + int64(from)*int64(time.Second)
-		h.Started = 1e18 + h.StartedBoot
-		var frames []*dump.Frame
-		for part := from; part < to; part++ {
-			frames = append(frames, mem.Frames(part)...)
-		}
-		b, err := dump.Assemble(h, frames, &dump.End{Reason: dump.EndWindow, Text: "also x"})
-		require.NoError(t, err)
-		return mem.reader(t, from, b)
+		return windowOf(t, mem, from, to, trigger, dump.End{Reason: dump.EndWindow, Text: "also x"})
 	}
 	_, got := replayed(t, o, 0, window(4, 6, "b"), window(2, 5, "signal"))
 	require.Empty(t, got.Problems)

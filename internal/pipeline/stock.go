@@ -45,9 +45,7 @@ func TakeStock(ctx context.Context, cfg StockConfig) error {
 	if err != nil {
 		return err
 	}
-	if major, minor, ok := host.Release(running.Kernel); ok {
-		cfg.SYNFullAtLimit = major < 5 || major == 5 && minor < 11
-	}
+	cfg.SYNFullAtLimit = running.Before(5, 11)
 	l := look{
 		self: self.Inode, inv: inv, survey: sockets.New(cfg.Options), filter: &cfg.Filter,
 		processes: make(map[uint32]event.Process), log: cfg.Log,

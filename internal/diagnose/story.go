@@ -242,21 +242,23 @@ func (s *story) connectFailed(e *timeline.Entry) {
 	}
 	n := max(e.SYNRetransmissions(), c.Total(timeline.EntrySYNRetransmitted))
 	full := c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0
+	answer := "never answered"
+	if strayAnswers(c) {
+		answer = "answered by segments of another connection only"
+	}
 	switch err := e.Err(); {
 	case err == errnoRefused && c.Find(timeline.EntryRSTReceived) == nil:
 		s.say("connection refused, by no RST that was seen")
 	case err == errnoRefused:
 		s.say("connection refused: SYN answered by RST")
-	case err == errnoTimedOut && strayAnswers(c):
-		s.say("answered by segments of another connection only, SYN sent again %s%s, ETIMEDOUT", times(n), waited)
 	case err == errnoTimedOut:
-		s.say("never answered, SYN sent again %s%s, ETIMEDOUT", times(n), waited)
+		s.say("%s, SYN sent again %s%s, ETIMEDOUT", answer, times(n), waited)
 	case err != 0:
 		s.say("connect() failed: %s", timeline.Errno(err))
 	case e.NoPort():
 		s.say("connect() failed before a SYN was sent: no local port")
 	case n > 0:
-		s.say("never answered, SYN sent again %s%s, the application gave up", times(n), waited)
+		s.say("%s, SYN sent again %s%s, the application gave up", answer, times(n), waited)
 	default:
 		s.say("given up by the application before an answer came")
 	}

@@ -26,7 +26,7 @@ Sockets that were in CLOSE_WAIT before tracing began count too; their age is the
 	Evidence: []DocKey{
 		{"count", "connections", "now forgotten in CLOSE_WAIT; once all are closed, the most that were at a time"},
 		{"peak", "connections", "the most that were forgotten at a time"},
-		{"gone", "", "whether all are closed by now, by the process or by its end; the other facts are then the last before that"},
+		{"gone", "", "whether none is left here: all are closed, by the process or by its end, or count as another process's, as found out since; the other facts are then the last before that"},
 		{"remote", "", "where they go; without a port where this host is the server"},
 		{"service", "", "the listening address where this host is the server, else the remote one; null where it is not known or not one"},
 		{"oldest_s", "s", "age of the oldest, at least"},
@@ -51,7 +51,7 @@ Sockets that were in CLOSE_WAIT before tracing began count too; their age is the
 const (
 	closeWaitGroups   = 4096             // process and remote; the rest of a process is one group
 	closeWaitRecent   = 10 * time.Minute // for the growth
-	closeWaitPatience = 5 * time.Second  // for a snapshot to confirm
+	closeWaitPatience = 5 * time.Second  // for a snapshot to confirm, and to name the process
 )
 
 // closeWaitLeak walks the connections in CLOSE_WAIT now and then, and builds
@@ -90,6 +90,8 @@ type leak struct {
 
 	total, remotes, typical int // of the process
 
+	moved bool // some went to another group when their process became known
+
 	most    int           // at a time
 	longest time.Duration // of one
 
@@ -127,13 +129,29 @@ func (r *closeWaitLeak) Tick(x *Engine, now int64, t *timeline.Tracker) {
 			}
 		}
 	}
+	// Who were counted before, but not there, are not closed.
+	type end struct {
+		netns  uint32
+		remote netip.Addr
+	}
+	moved := make(map[end]bool)
+	for _, l := range order {
+		before := 0
+		if old := r.found[l.key]; old != nil {
+			before = old.count
+		}
+		if l.count-int(l.fresh) > before {
+			moved[end{l.key.Netns, l.key.Addr.Addr()}] = true
+		}
+	}
 	for k, old := range r.found {
 		l := groups[k]
-		if l == nil { // all closed: the last count stays, at 0
+		if l == nil { // none left: the last count stays, at 0
 			if old.count == 0 {
 				continue
 			}
 			l = old
+			l.moved = moved[end{k.Netns, k.Addr.Addr()}]
 			l.count = 0 // the rest stays as it was
 			groups[k] = l
 		}
@@ -195,7 +213,7 @@ func (r *closeWaitLeak) judge(x *Engine, now int64, t *timeline.Tracker, c *time
 		x.sockets.add(c.Netns(), now)
 		return 0, false, false, false
 	}
-	if !sure {
+	if !sure || !c.Owner().Known() {
 		x.sockets.add(c.Netns(), now)
 		if idle < int64(x.o.CloseWait)+int64(closeWaitPatience) && !tagged(r, c) {
 			return 0, false, false, false
@@ -342,12 +360,20 @@ func (l *leak) Describe(x *Engine, v *Verdict) {
 	v.Story = fmt.Sprintf("%d %s %s in CLOSE_WAIT, %s%s%s: the peer closed, %s has not called close()",
 		l.count, noun, where, since, atLeast, timeline.Duration(oldest), who)
 	if l.count == 0 {
-		v.Story = fmt.Sprintf("%s held up to %d sockets %s in CLOSE_WAIT, for up to %s; they are closed now, by the process or by its end",
-			who, l.most, where, timeline.Duration(l.longest))
+		left := "they are closed now, by the process or by its end"
+		if l.moved {
+			left = "those that are not closed count as another process's now, as found out since"
+		}
+		noun = "sockets"
+		if l.most == 1 {
+			noun = "socket"
+		}
+		v.Story = fmt.Sprintf("%s held up to %d %s %s in CLOSE_WAIT, for up to %s; %s",
+			who, l.most, noun, where, timeline.Duration(l.longest), left)
 	}
 	count := Fact{Key: "count", Value: int64(l.count)}
 	if l.count == 0 {
-		count = Fact{Key: "count", Value: int64(l.most), Note: "the most at a time: all are closed by now"}
+		count = Fact{Key: "count", Value: int64(l.most), Note: "the most at a time: none is left"}
 	}
 	keepalive := "mixed"
 	switch {

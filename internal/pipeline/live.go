@@ -720,21 +720,30 @@ func (l *live) keep(now int64) error {
 	l.pending = nil
 	wanted := l.m.SnapshotWanted()
 	l.relearn(wanted) // what is about to be judged is judged by the settings of now
-	want = append(append(want, pending...), wanted...)
-	slices.Sort(want)
+	if all {
+		// Owners come with events; those of older sockets are known, and for
+		// what is about to be judged they are looked for below.
+		withOwners := lost || len(pending) > 0
+		l.look(l.reachable(append(want, pending...)), withOwners, snapshot)
+		if !withOwners {
+			l.snapshot(l.reachable(wanted), true, false)
+		}
+		return nil
+	}
+	l.snapshot(l.reachable(append(pending, wanted...)), true, false)
+	return nil
+}
+
+// reachable are those of these namespaces that can be entered, each once.
+func (l *live) reachable(inodes []uint32) []host.Netns {
+	slices.Sort(inodes)
 	var spaces []host.Netns
-	for _, inode := range slices.Compact(want) {
+	for _, inode := range slices.Compact(inodes) {
 		if s := l.spaces[inode]; s != nil && s.known {
 			spaces = append(spaces, s.ns)
 		}
 	}
-	if all {
-		// Owners come with events; those of older sockets are known.
-		l.look(spaces, lost || len(pending) > 0, snapshot)
-		return nil
-	}
-	l.snapshot(spaces, true, false)
-	return nil
+	return spaces
 }
 
 // auditEvery is how often a recording is told of the counters.

@@ -16,7 +16,7 @@ var docImmediateClose = Doc{
 	Code:     codeImmediateClose,
 	Severity: Error,
 	Summary:  "a server closed connections right after accept(), having read nothing, again and again",
-	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed. A connection counts as held once it is older than --immediate: in a burst that is known only so much later, and counts then for the closes before.
+	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed. A connection counts as held once it is older than --immediate, or has ended before that with something read from it: in a burst that is known only later, and counts then for the closes before. Where only such short ones make up the number, the limit is no more than suspected; and where others were accepted beyond the number and held, it is no limit.
 
 A connection that is part of this verdict is not told as reset-sent too, though its server may have reset it.
 
@@ -74,6 +74,8 @@ type holding struct {
 	lis      *timeline.Listener
 	live     int     // connections held
 	young    []young // of these accepted a moment ago, oldest first
+	above    [2]int  // the most that were held when others were accepted that were held too
+	aboveAt  int64   // when the newest of these was
 	accepted uint64  // so far
 	pending  bool    // it stands in the rule's list
 
@@ -96,15 +98,17 @@ type holding struct {
 
 // young is a connection of which it is not known yet whether it is held.
 type young struct {
-	c *timeline.Conn
-	n uint64 // it was the n-th that was accepted
+	c    *timeline.Conn
+	n    uint64 // it was the n-th that was accepted
+	live int    // held for sure when it was
 }
 
 type immediate struct {
 	at       int64
 	after    time.Duration
-	live     int // -1 not known
-	young    int // connections of which it is not known yet whether they were held too
+	live     int  // -1 not known
+	young    int  // connections of which it is not known yet whether they were held too
+	brief    bool // some of those held ended before they were of age
 	accepted uint64
 	written  uint64
 	unread   uint64
@@ -117,7 +121,7 @@ type pattern struct {
 	written, unread  uint64        // the most
 	live             int           // at the last, -1 not known
 	plateau          int           // 0 none
-	certain          bool
+	certain, brief   bool
 }
 
 func holdingKey(c *timeline.Conn) Key {
@@ -267,10 +271,10 @@ func (r *immediateClose) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 			return
 		}
 		if len(h.young) >= youngKept { // too many to wait for
-			h.leave(h.young[0], true)
+			h.leave(h.young[0], true, false)
 			h.young = append(h.young[:0], h.young[1:]...)
 		}
-		h.young = append(h.young, young{c, h.accepted})
+		h.young = append(h.young, young{c, h.accepted, h.live - 1 - len(h.young)})
 	case timeline.EntryFINSent, timeline.EntryClosed:
 		r.ending(x, c, e)
 	}
@@ -291,29 +295,44 @@ func (h *holding) settle(x *Engine, now int64) {
 		a := y.c.Find(timeline.EntryAccepted)
 		switch {
 		case y.c.Tag&tagHeld == 0 || a == nil:
-			h.leave(y, false)
+			h.leave(y, served(y.c), true)
 		case now-a.At > int64(x.o.Immediate):
 			grown = true
-			h.leave(y, true)
+			h.leave(y, true, false)
 		default:
 			keep = append(keep, y)
 		}
 	}
 	clear(h.young[len(keep):])
 	h.young = keep
-	if !grown || h.plateau == 0 {
+	if h.plateau == 0 {
 		return
 	}
 	switch n := h.live - len(keep); {
-	case n == h.plateau && h.dipped:
+	case grown && n == h.plateau && h.dipped:
 		h.regrown = true
-	case n > h.plateau: // so it was no limit
+	case grown && n > h.plateau, h.beyond(h.plateau, now): // so it was no limit
 		h.closes, h.plateau, h.dipped, h.regrown = h.closes[:0], 0, false, false
 	}
 }
 
-// leave tells the closes before which y was accepted whether it was held.
-func (h *holding) leave(y young, held bool) {
+// served reports whether the process read from c, which it does not do where
+// it has no room for it.
+func served(c *timeline.Conn) bool {
+	t := c.Traffic()
+	return t.BytesReceived > uint64(t.Unread)
+}
+
+// leave tells the closes before which y was accepted whether it was held, and
+// whether only for a moment.
+func (h *holding) leave(y young, held, brief bool) {
+	switch a := y.c.Find(timeline.EntryAccepted); {
+	case !held || a == nil:
+	case y.live >= h.above[0]:
+		h.above[0], h.above[1], h.aboveAt = y.live, h.above[0], a.At
+	case y.live > h.above[1]:
+		h.above[1], h.aboveAt = y.live, a.At
+	}
 	for j := range h.closes {
 		i := &h.closes[j]
 		if i.young == 0 || i.accepted < y.n {
@@ -322,8 +341,19 @@ func (h *holding) leave(y young, held bool) {
 		i.young--
 		if held && i.live >= 0 {
 			i.live++
+			i.brief = i.brief || brief
 		}
 	}
+}
+
+// beyond reports whether connections were held lately that had been accepted
+// while so many were held already. One proves nothing: a process may count one
+// out just before it closes it.
+func (h *holding) beyond(plateau int, now int64) bool {
+	if now-h.aboveAt > int64(immediateWindow) {
+		h.above = [2]int{}
+	}
+	return plateau > 0 && h.above[1] >= plateau
 }
 
 // unsettled reports whether there are closes of which it is not known yet how
@@ -389,6 +419,9 @@ func (r *immediateClose) judge(x *Engine, h *holding) {
 		return
 	}
 	plateau, same := h.level()
+	if h.beyond(plateau, x.clock()) {
+		plateau, same = 0, false
+	}
 	if plateau == 0 && !h.most() || h.unsaid == 0 && plateau == h.shown.plateau {
 		return
 	}
@@ -473,6 +506,7 @@ func (h *holding) pattern(plateau int, certain bool) pattern {
 		if i.young == 0 {
 			p.live = i.live
 		}
+		p.brief = p.brief || i.brief
 		p.after, p.written, p.unread = max(p.after, i.after), max(p.written, i.written), max(p.unread, i.unread)
 	}
 	return p
@@ -502,7 +536,10 @@ func (h *holding) Describe(x *Engine, v *Verdict) {
 	if p.plateau > 0 {
 		level = Fact{Key: "plateau", Value: int64(p.plateau)}
 		v.Severity, v.Confidence = Error, Likely
-		if p.certain {
+		switch {
+		case p.brief:
+			v.Confidence = Suspected
+		case p.certain:
 			v.Confidence = Certain
 		}
 		v.Story = fmt.Sprintf("%s closed connections within %s of accept(), %s, holding %d others each time: looks like an application limit of %d",

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -61,7 +62,9 @@ are a trap. The exit status is 0 if watch would work, else 4.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ns, err := host.SelfNetns()
 			if netns != "" {
-				if ns, err = host.ResolveNetns(netns); err != nil {
+				if ns, err = host.ResolveNetns(netns); errors.Is(err, fs.ErrPermission) {
+					return forbiddenNetns(fmt.Errorf("--netns %q: %w", netns, err))
+				} else if err != nil {
 					return usage("give a name that `ip netns` lists, a path such as /proc/PID/ns/net, or an inode number", "--netns %q: %w", netns, err)
 				}
 			}

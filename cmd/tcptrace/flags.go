@@ -35,20 +35,23 @@ func filterFlags(cmd *cobra.Command) *filter.Flags {
 
 // parseFilter reads the filters in the surroundings of this host.
 func parseFilter(f *filter.Flags) (filter.Filter, error) {
-	forbidden := false
 	parsed, err := filter.Parse(*f, filter.Environment{
 		Codes: codes(),
 		Netns: func(spec string) (uint32, error) {
 			ns, err := host.ResolveNetns(spec)
-			forbidden = errors.Is(err, fs.ErrPermission)
 			return ns.Inode, err
 		},
 	})
-	if err != nil && forbidden {
-		// It is written as it should be.
-		err = &failure{err, "run it with sudo; the namespaces of other users' processes cannot be opened without", exitForbidden}
+	return parsed, forbiddenNetns(err)
+}
+
+// forbiddenNetns tells where a --netns is written as it should be, but may not
+// be looked at.
+func forbiddenNetns(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return &failure{err, "run it with sudo; the namespaces of other users' processes cannot be opened without", exitForbidden}
 	}
-	return parsed, err
+	return err
 }
 
 // kernelFilter is the part of a filter that the kernel side evaluates.

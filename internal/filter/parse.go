@@ -31,11 +31,14 @@ type Error struct {
 	Value   string // one alternative
 	Problem string
 	Hint    string // how it is written, or what was perhaps meant
+	Err     error  // of the system, nil if it is only written wrongly
 }
 
 func (e *Error) Error() string {
 	return fmt.Sprintf("--%s %s: %s", e.Flag, strconv.Quote(e.Value), e.Problem)
 }
+
+func (e *Error) Unwrap() error { return e.Err }
 
 // Parse reads all filters. The error is an [*Error].
 func Parse(flags Flags, env Environment) (Filter, error) {
@@ -58,8 +61,9 @@ func Parse(flags Flags, env Environment) (Filter, error) {
 }
 
 type parser struct {
-	env Environment
-	err *Error // the first
+	env   Environment
+	err   *Error // the first
+	cause error  // of the system, behind the problem of the value at hand
 }
 
 // each parses the alternatives of one flag, leaving out repeated ones. parse
@@ -77,7 +81,7 @@ func each[T comparable](p *parser, flag string, values []string, parse func(stri
 			}
 			t, problem, hint := parse(v)
 			if problem != "" {
-				p.err = &Error{Flag: flag, Value: v, Problem: problem, Hint: hint}
+				p.err = &Error{Flag: flag, Value: v, Problem: problem, Hint: hint, Err: p.cause}
 				return nil
 			}
 			if !slices.Contains(list, t) {
@@ -151,6 +155,7 @@ func (p *parser) netns(v string) (uint32, string, string) {
 	}
 	inode, err := p.env.Netns(v)
 	if err != nil {
+		p.cause = err
 		return 0, err.Error(), "give a name that `ip netns` lists, a path such as /proc/PID/ns/net, or an inode number (readlink /proc/PID/ns/net)"
 	}
 	return inode, "", ""

@@ -320,11 +320,12 @@ func (r *halfOpen) probed(x *Engine, c *timeline.Conn) {
 	if on, known := c.Keepalive(); !on || !known {
 		return
 	}
+	// Any ACK sets the kernel's count of unanswered probes back, a RST does not.
 	closed := c.Find(timeline.EntryClosed)
 	asked := closed != nil && closed.Probes() > 0
 	for i := range c.Len() {
 		p := c.At(i)
-		if p.Kind == timeline.EntryKeepaliveProbe && p.Until() <= e.At+int64(time.Millisecond) && e.At-p.Until() < int64(probeAnswered) {
+		if closed == nil && p.Kind == timeline.EntryKeepaliveProbe && p.Until() <= e.At+int64(time.Millisecond) && e.At-p.Until() < int64(probeAnswered) {
 			asked = true
 		}
 	}

@@ -132,11 +132,16 @@ func (r *keepaliveTimeout) Ended(x *Engine, c *timeline.Conn) {
 	switch {
 	case timers && n == int(count):
 		d, how = idle+time.Duration(n)*interval, "exact"
+	case timers && n > 0 && last != nil && last.Until() < closed.At:
+		// The first of them was sent after that time, the others at its interval.
+		d, how = time.Duration(closed.At-last.Until())+idle+time.Duration(n-1)*interval, "exact"
+	case timers && n > 0:
+		d, how = idle+time.Duration(n-1)*interval, "at least: until the last probe"
 	case known && since < closed.At:
-		d, how = time.Duration(closed.At-since), "exact"
+		d, how = time.Duration(closed.At-since), "at most: since the newest snapshot's last segment"
 	case last != nil && n > 0:
 		// The gap from the last probe to the end is that between probes.
-		d, how = time.Duration(n)*time.Duration(max(0, closed.At-last.Until())), "at least"
+		d, how = time.Duration(n)*time.Duration(max(0, closed.At-last.Until())), "at least: since the first unanswered probe"
 	}
 	if how != "" && d > f.idle {
 		f.idle, f.how = d, how
@@ -177,8 +182,9 @@ func (f *unanswered) Describe(x *Engine, v *Verdict) {
 		idle = Fact{Key: "idle_s", Value: seconds(f.idle)}
 		after = fmt.Sprintf(" after %s of silence", timeline.Duration(f.idle))
 		if f.how != "exact" {
-			idle.Note = "at least: since the first unanswered probe"
-			after = fmt.Sprintf(" after at least %s of silence", timeline.Duration(f.idle))
+			idle.Note = f.how
+			bound, _, _ := strings.Cut(f.how, ":")
+			after = fmt.Sprintf(" after %s %s of silence", bound, timeline.Duration(f.idle))
 		}
 	}
 	v.Story = fmt.Sprintf("the kernel ended %s%s: the peer did not answer %s", whose, after, asked)

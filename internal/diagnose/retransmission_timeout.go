@@ -15,14 +15,14 @@ var docRetransmissionTimeout = Doc{
 	Code:     codeRetransmissionTimeout,
 	Severity: Error,
 	Summary:  "data went unacknowledged until the kernel gave up, or for long",
-	Meaning: `The kernel sends unacknowledged data again after about 0.2 s, then after twice as long each time, up to 120 s. It gives up after net.ipv4.tcp_retries2 rounds (15: between 13 and 30 minutes), or when the socket's own TCP_USER_TIMEOUT has passed, and the application gets ETIMEDOUT, or what the last ICMP message said (EHOSTUNREACH, ENETUNREACH). Which of the two limits it was, the kernel does not say; only where it gave up long before tcp_retries2 allows, it must have been the other, unless that setting was lowered meanwhile. What had not been acknowledged may or may not have reached the peer.
+	Meaning: `The kernel sends unacknowledged data again after about 0.2 s, then after twice as long each time, up to 120 s (net.ipv4.tcp_rto_max_ms, since Linux 6.15). It gives up after net.ipv4.tcp_retries2 rounds (15: between 13 and 30 minutes), or when the socket's own TCP_USER_TIMEOUT has passed, and the application gets ETIMEDOUT, or what the last ICMP message said (EHOSTUNREACH, ENETUNREACH). Which of the two limits it was, the kernel does not say; only where it gave up long before tcp_retries2 allows, after fewer rounds, it must have been the other, unless that setting was lowered meanwhile. What had not been acknowledged may or may not have reached the peer.
 
 While the kernel still tries, it is a warning, once data has been unacknowledged for longer than --backoff (15 s: that is after six or seven attempts; losses that matter to nobody are over after one or two). It is an error when the kernel gives up while a process holds the socket. Where all had closed already it stays a warning: clients that vanish in the middle of an answer are daily life of a server on the internet, and nobody waits for what they did not take.
 
-The peer, or the way to it, was gone without a word. Not this: SYNs that are never answered (connect-timeout), a peer that keeps its window shut (zero-window), keepalive without data outstanding (keepalive-timeout), a lone FIN that is not acknowledged (fin-wait-stuck).`,
+The peer, or the way to it, was gone without a word. Not this: SYNs that are never answered (connect-timeout), a peer that keeps its window shut (zero-window), keepalive without data outstanding (keepalive-timeout), a lone FIN that is not acknowledged (fin-wait-stuck), a request that is dropped because the accept queue of a listener on this host is full (accept-queue-overflow).`,
 	Counts: "connections",
 	Evidence: []DocKey{
-		{"retransmits", "count", "how often data was sent again in a row, the most"},
+		{"retransmits", "count", "how often data was sent again in a row, the most; by the kernel's count also what was not seen"},
 		{"unacked_bytes", "bytes", "written and not acknowledged, the most"},
 		{"waited_ms", "ms", "from the first retransmission to the end, or to the newest one, the longest"},
 		{"gave_up", "count", "connections that the kernel has given up; the rest lived when last seen"},
@@ -47,11 +47,18 @@ type retransmissionTimeout struct {
 // backoffRun is a run of retransmissions in which nothing was acknowledged.
 type backoffRun struct {
 	begun   int64  // of the first retransmission
+	last    int64  // the newest
 	sent    uint64 // bytes sent in all, as long as there was no progress
 	unacked uint32
-	n       int // retransmissions
+	n       int  // retransmissions
+	backoff int  // the kernel's number of the newest, 0 not known
+	whole   bool // the first that was seen was the first
 	told    bool
 }
+
+// backoffPause is longer than any between two retransmissions of one run: where
+// more passed, the machine slept, or events were lost.
+const backoffPause = 150 * time.Second
 
 func newRetransmissionTimeout() *retransmissionTimeout {
 	return &retransmissionTimeout{
@@ -71,6 +78,7 @@ type silentPeers struct {
 	unacked     uint32
 	waited      time.Duration
 	waitKnown   bool
+	waitPart    bool // it began before that was seen
 	gaveUp      int64
 	errno       uint16
 	user        bool // tcp_retries2, as last known, allows far more
@@ -94,22 +102,28 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 	if shut, _ := c.Window(); shut {
 		return
 	}
+	if atFullQueue(c) {
+		return
+	}
 	at := c.Last()
 	run := r.runs.make(c)
+	again := e.Kind == timeline.EntryRetransmitted
 	// Whatever is acknowledged makes room for new data to be sent, or leaves
-	// less of it unacknowledged.
-	if run.begun == 0 || t.BytesSent > run.sent || t.Unacked < run.unacked {
-		*run = backoffRun{begun: at, told: run.told}
+	// less of it unacknowledged, and has the kernel count anew.
+	if run.begun == 0 || t.BytesSent > run.sent || t.Unacked < run.unacked ||
+		again && e.Backoff() < run.backoff || at-run.last > int64(backoffPause) {
+		*run = backoffRun{begun: at, told: run.told, whole: e.Backoff() <= 1}
 	}
-	run.sent, run.unacked = t.BytesSent, t.Unacked
-	if e.Kind == timeline.EntryRetransmitted {
+	run.last, run.sent, run.unacked = at, t.BytesSent, t.Unacked
+	if again {
 		run.n++
+		run.backoff = e.Backoff()
 	}
 	if at-run.begun < int64(x.o.Backoff) || e.Backoff() == 0 {
 		return
 	}
 	f, key := r.finding(c)
-	f.take(run.n, t.Unacked, time.Duration(at-run.begun), true)
+	f.take(max(run.n, e.Backoff()), t.Unacked, time.Duration(at-run.begun), run)
 	var n uint64
 	if !run.told {
 		run.told, n = true, 1
@@ -117,34 +131,45 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 	x.Report(r, key, f, at, n, c)
 }
 
+// atFullQueue reports whether the other end is a request on this host that a full
+// accept queue keeps from becoming a socket: what comes for it is dropped there.
+func atFullQueue(c *timeline.Conn) bool {
+	p := c.Peer()
+	return p != nil && p.Phase() < timeline.PhaseSocket &&
+		(p.QueueWasFull() || p.Find(timeline.EntryRequestDropped) != nil)
+}
+
 // Ended tells of those that the kernel gave up.
 func (r *retransmissionTimeout) Ended(x *Engine, c *timeline.Conn) {
 	closed := retransmissionEnd(c)
 	run := r.runs.get(c)
 	r.runs.drop(c)
-	if closed == nil {
+	if closed == nil || atFullQueue(c) {
 		return
 	}
 	f, key := r.finding(c)
 	n := uint64(1)
 	retransmits := closed.Backoff() // at least
 	var waited time.Duration
-	known := run != nil && run.begun != 0 && run.begun <= closed.At
-	if known {
+	if run != nil && (run.begun == 0 || run.begun > closed.At) {
+		run = nil
+	}
+	if run != nil {
 		waited = time.Duration(closed.At - run.begun)
 		retransmits = max(retransmits, run.n)
 		if run.told {
 			n = 0
 		}
 	}
-	f.take(retransmits, c.Traffic().Unacked, waited, known)
+	f.take(retransmits, c.Traffic().Unacked, waited, run)
 	f.gaveUp++
 	f.errno = closed.Err()
 	f.orphan = c.Orphan()
 	f.heard = f.heard || !f.orphan
 	if s := x.netns[c.Netns()]; s.Known {
 		f.retries2 = s.Sysctls.Retries2
-		f.user = known && !f.orphan && closed.Err() == errnoTimedOut && waited < leastPatience(f.retries2)/2
+		f.user = run != nil && run.whole && !f.orphan && closed.Err() == errnoTimedOut &&
+			closed.Backoff() < f.retries2 && waited < leastPatience(f.retries2)/2
 	}
 	x.Report(r, key, f, closed.At, n, c)
 }
@@ -192,12 +217,17 @@ func (r *retransmissionTimeout) finding(c *timeline.Conn) (*silentPeers, Key) {
 	return *p, key
 }
 
-func (f *silentPeers) take(retransmits int, unacked uint32, waited time.Duration, known bool) {
+// take takes one connection in; run is nil where it was not seen.
+func (f *silentPeers) take(retransmits int, unacked uint32, waited time.Duration, run *backoffRun) {
 	f.retransmits = max(f.retransmits, retransmits)
 	f.unacked = max(f.unacked, unacked)
-	if known {
-		f.waited, f.waitKnown = max(f.waited, waited), true
+	if run == nil {
+		return
 	}
+	if waited >= f.waited {
+		f.waited, f.waitPart = waited, !run.whole
+	}
+	f.waitKnown = true
 }
 
 func (f *silentPeers) Describe(x *Engine, v *Verdict) {
@@ -219,7 +249,11 @@ func (f *silentPeers) Describe(x *Engine, v *Verdict) {
 	}
 	waited := Fact{Key: "waited_ms", Value: int64(f.waited / time.Millisecond)}
 	how := fmt.Sprintf("sent again %s in %s", times(f.retransmits), timeline.Duration(f.waited))
-	if !f.waitKnown {
+	switch {
+	case f.waitKnown && f.waitPart:
+		waited.Note = "at least: it began before that was seen"
+		how = fmt.Sprintf("sent again %s in at least %s", times(f.retransmits), timeline.Duration(f.waited))
+	case !f.waitKnown:
 		waited = Fact{Key: "waited_ms", Note: "the retransmissions were not seen"}
 		how = fmt.Sprintf("sent again at least %s", times(f.retransmits))
 	}

@@ -390,7 +390,7 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 // probes of its window does not keep TCP_USER_TIMEOUT from ending it.
 func gaveUpOnWindow(c *timeline.Conn, e *timeline.Entry) bool {
 	shut, _ := c.Window()
-	return c.Traffic().Unacked > 0 && e.Backoff() == 0 && (shut || c.Find(timeline.EntryZeroWindow) != nil)
+	return c.Traffic().Unacked > 0 && e.Backoff() == 0 && e.Probes() <= 1 && (shut || c.Find(timeline.EntryZeroWindow) != nil)
 }
 
 // closedOrEnded is what the process did that closed the connection by e.

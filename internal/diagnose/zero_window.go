@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
@@ -19,7 +20,7 @@ var docZeroWindow = Doc{
 
 A window that shuts for a moment is how TCP slows a sender down to the pace of its receiver, and healthy. It counts when it stayed shut for longer than --zero-window (5 s): by then a sender has probed five times, a person has noticed, and a receiver that merely is slow has read something. Some receivers stop on purpose (a paused player, a pager, a suspended program): then this is what was meant.
 
-It is measured where a probe or a snapshot of the sockets showed the window shut, from the first to the last that did with nothing sent between, so that the truth is somewhat longer. A connection that the kernel gave up (ETIMEDOUT) while the window was shut belongs here and not to the network's faults: probes were not answered any more, or the socket's TCP_USER_TIMEOUT was over, which since Linux 5.11 (and stable kernels of 2021) counts from when the window was shut, answered or not.
+It is measured where a probe or a snapshot of the sockets showed the window shut, from the first to the last that did with nothing sent between, so that the truth is somewhat longer. A probe counts where the one before it was answered. Where probes go unanswered, the peer or the way to it is gone, whatever its window: that is told apart, once it has lasted for --backoff (15 s) or the kernel gave up. It also gives up when the socket's TCP_USER_TIMEOUT is over, which since Linux 5.11 (and stable kernels of 2021) counts from when the window was shut, answered or not.
 
 Where both ends are on this host, one verdict names the process that does not read.`,
 	Counts: "connections",
@@ -29,7 +30,8 @@ Where both ends are on this host, one verdict names the process that does not re
 		{"recv_queue", "bytes", "received and not read, the most of one connection; null where the receiver is elsewhere"},
 		{"send_queue", "bytes", "written and not acknowledged, the most of one connection; null where the sender is elsewhere"},
 		{"stalled_now", "connections", "whose window is shut as far as is known"},
-		{"killed", "connections", "given up by the kernel with the window shut (ETIMEDOUT)"},
+		{"silent_ms", "ms", "the longest that probes of a shut window went unanswered, at least; 0 where they were answered as far as was seen"},
+		{"killed", "connections", "given up by the kernel with the window shut"},
 		{"receiver", "", "the process that does not read, or its address where it is elsewhere"},
 		{"sender", "", "the process that waits, or its address where it is elsewhere"},
 	},
@@ -37,6 +39,7 @@ Where both ends are on this host, one verdict names the process that does not re
 		"find out why the receiving process does not read: blocked on something else (a lock, a disk, its own downstream), stopped, or waiting for its turn",
 		"a sender that must not wait needs a time limit: on write(), or TCP_USER_TIMEOUT, which ends the connection; or a bounded queue that may drop",
 		"larger buffers (SO_RCVBUF, net.ipv4.tcp_rmem) only delay it",
+		"probes that go unanswered: look at whether the peer's host is up, and at the way to it (firewalls, routes)",
 	},
 	Counters: []string{"TcpExt.TCPToZeroWindowAdv", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.TCPWantZeroWindowAdv", "TcpExt.TCPWinProbe"},
 	Source: []string{
@@ -73,10 +76,12 @@ type stall struct {
 	from, to int64         // when it was first and last seen shut
 	probe    int64         // the newest probe
 	gap      time.Duration // between the newest two
+	mute     int64         // when probes were last known to go unanswered, 0 if they do not
 	moved    uint64        // bytes sent, or received by this end, by then
 	receiver bool          // it is this end's own window
 	known    bool
-	in       *stalls // the finding that it is part of, nil none yet
+	in       *stalls        // the finding that it is part of, nil none yet
+	as       *timeline.Conn // the end by which it counts there
 }
 
 // stalls are those of one receiver, or of one sender towards another host.
@@ -87,15 +92,23 @@ type stalls struct {
 	both, own        bool           // sides that were seen here: both, or only the receiver
 	first            int64          // when a window was first seen shut
 	longest          time.Duration
+	silent           time.Duration // the longest that probes went unanswered
 	recv, send       uint32
 	now              map[*timeline.Conn]struct{}
 	killed           uint64
+	errno            uint16 // of the newest of these
 }
+
+// zeroWindowPause is longer than any between two probes: where more passed, the
+// machine slept, or events were lost.
+const zeroWindowPause = 150 * time.Second
 
 func (r *zeroWindow) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	switch e.Kind {
 	case timeline.EntryZeroWindow:
-		r.seen(x, c, c.Last(), true, false)
+		// A probe is sent because the window was shut when the peer was last
+		// heard: that the one before it was answered.
+		r.seen(x, c, c.Last(), sighting{probe: true, mute: e.Probes() > 1})
 	case timeline.EntryClosed:
 		r.closed(x, c, e)
 	}
@@ -106,12 +119,12 @@ func (r *zeroWindow) Changed(x *Engine, c *timeline.Conn) {
 	if c.Phase() != timeline.PhaseSocket || c.SnapshotAt() == 0 || c.SnapshotAt() < c.Last() {
 		return
 	}
-	shut, _ := c.Window()
+	shut, unanswered := c.Window()
 	switch {
 	case shut:
-		r.seen(x, c, c.SnapshotAt(), false, false)
+		r.seen(x, c, c.SnapshotAt(), sighting{mute: unanswered > 1})
 	case c.OwnWindowShut():
-		r.seen(x, c, c.SnapshotAt(), false, true)
+		r.seen(x, c, c.SnapshotAt(), sighting{own: true})
 	case len(r.shut.m) > 0:
 		r.opened(x, c)
 	}
@@ -123,7 +136,7 @@ func (r *zeroWindow) opened(x *Engine, c *timeline.Conn) {
 		return
 	}
 	if f := s.v.in; f != nil {
-		delete(f.now, one(c, s.v.receiver))
+		delete(f.now, s.v.as)
 		x.touch(r, f.key)
 	}
 	s.v = stall{}
@@ -137,36 +150,55 @@ func one(c *timeline.Conn, own bool) *timeline.Conn {
 	return c
 }
 
-// seen takes note that a window was shut at that time: the peer's, as a probe
-// or a snapshot of this end showed, or this end's own.
-func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, probe, own bool) {
+// sighting is what showed that a window was shut: a probe, or else a snapshot.
+type sighting struct {
+	probe bool
+	mute  bool // probes go unanswered: it was shut when the peer was last heard
+	own   bool // it is this end's own, else the peer's
+}
+
+// seen takes note that a window was shut at that time.
+func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, by sighting) {
 	s := r.shut.make(c)
 	moved := c.Traffic().BytesSent
-	if own {
+	if by.own {
 		moved = c.Traffic().BytesReceived
 	}
 	// The time between probes doubles while a window stays shut, and begins
 	// anew when it has been open. (A timer may be a little early or late.)
 	var gap time.Duration
-	if probe && s.probe != 0 {
+	if by.probe && s.probe != 0 {
 		gap = time.Duration(at - s.probe)
 	}
 	again := gap > 0 && gap < s.gap*3/5
-	if !s.known || s.receiver != own || moved != s.moved || again {
+	slept := time.Duration(at-max(s.to, s.mute)) > zeroWindowPause
+	if !s.known || s.receiver != by.own || moved != s.moved || again || slept {
 		r.opened(x, c)
-		*s = stall{from: at, moved: moved, receiver: own, known: true}
+		*s = stall{from: at, to: at, moved: moved, receiver: by.own, known: true}
 		gap = 0
 	}
-	if probe && at > s.probe {
+	if by.probe && at > s.probe {
 		s.probe, s.gap = at, gap
 	}
-	if at <= s.to {
+	if at <= max(s.to, s.mute) {
 		return
 	}
-	s.to = at
-	if d := time.Duration(s.to - s.from); d > x.o.ZeroWindow {
-		r.report(x, c, s, at, d, false)
+	if by.mute {
+		s.mute = at
+	} else {
+		s.to, s.mute = at, 0
 	}
+	if s.stalled() > x.o.ZeroWindow || s.silent() > x.o.Backoff {
+		r.report(x, c, s, at, nil)
+	}
+}
+
+// stalled is for how long the window was seen shut.
+func (s *stall) stalled() time.Duration { return time.Duration(s.to - s.from) }
+
+// silent is for how long probes have gone unanswered, 0 if they have not.
+func (s *stall) silent() time.Duration {
+	return time.Duration(max(0, s.mute-s.to))
 }
 
 // Tick asks for another look where a window was seen shut once, and may be shut
@@ -193,8 +225,12 @@ func (r *zeroWindow) closed(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	// (That probes went unanswered does not say so alone: the kernel probes also
 	// where this host itself, a firewall for example, lets nothing out.)
 	if s != nil && s.v.known && !s.v.receiver && silence(e.Err()) && !e.ByProcess() && c.Traffic().BytesSent == s.v.moved {
-		s.v.to = max(s.v.to, e.At)
-		r.report(x, c, &s.v, e.At, time.Duration(s.v.to-s.v.from), true)
+		if e.Probes() > 1 {
+			s.v.mute = max(s.v.mute, e.At)
+		} else {
+			s.v.to = max(s.v.to, e.At)
+		}
+		r.report(x, c, &s.v, e.At, e)
 	}
 	r.opened(x, c)
 }
@@ -223,8 +259,9 @@ func zeroWindowKey(c *timeline.Conn, own bool) (k Key, sender, receiver *timelin
 	return Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: remoteOf(c), What: "sender"}, sender, nil
 }
 
-// report tells of c, whose window has been shut for d.
-func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d time.Duration, killed bool) {
+// report tells of c, whose window is shut. closed is with what the kernel gave it
+// up, nil if it did not.
+func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, closed *timeline.Entry) {
 	k, sender, receiver := zeroWindowKey(c, s.receiver)
 	f := s.in
 	if f == nil {
@@ -234,18 +271,20 @@ func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d t
 		}
 		f, s.in = *p, *p
 	}
-	if killed {
+	if closed != nil {
 		f.killed++
+		f.errno = closed.Err()
 	}
 	f.first = min(f.first, s.from)
-	f.longest = max(f.longest, d)
+	f.longest = max(f.longest, s.stalled())
+	f.silent = max(f.silent, s.silent())
 	f.both = f.both || sender != nil && receiver != nil
 	f.own = f.own || receiver != nil
 	var conns []*timeline.Conn
 	if receiver != nil {
 		f.receiver = receiver.Owner()
 		f.recv = max(f.recv, receiver.Traffic().Unread)
-		f.from = remoteOf(receiver)
+		f.from, f.to = remoteOf(receiver), receiver.Local()
 		conns = append(conns, receiver)
 	}
 	if sender != nil {
@@ -253,7 +292,7 @@ func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d t
 		f.send = max(f.send, sender.Traffic().Unacked)
 		f.to = sender.Remote()
 		if receiver == nil {
-			f.to = remoteOf(sender)
+			f.from, f.to = sender.Local(), remoteOf(sender)
 		}
 		conns = append(conns, sender)
 	}
@@ -263,8 +302,10 @@ func (r *zeroWindow) report(x *Engine, c *timeline.Conn, s *stall, at int64, d t
 			n = 0
 		}
 	}
-	if len(f.now) < zeroWindowShut && c.Phase() == timeline.PhaseSocket && !killed {
-		f.now[one(c, s.receiver)] = struct{}{}
+	delete(f.now, s.as) // the other end may have become known
+	if len(f.now) < zeroWindowShut && c.Phase() == timeline.PhaseSocket && closed == nil {
+		s.as = one(c, s.receiver)
+		f.now[s.as] = struct{}{}
 	}
 	x.Report(r, f.key, f, at, n, conns...)
 }
@@ -285,6 +326,9 @@ func (f *stalls) Describe(x *Engine, v *Verdict) {
 	v.Subject = Subject{"process", f.receiver.Name()}
 	if !f.receiver.Known() {
 		v.Subject = Subject{"peer", receiver}
+		if side != "sender" {
+			v.Subject.Kind = "port"
+		}
 	}
 	noun := "connections"
 	if v.Count == 1 {
@@ -303,16 +347,27 @@ func (f *stalls) Describe(x *Engine, v *Verdict) {
 	} else {
 		v.Story = fmt.Sprintf("%s %s read: it %s the window of %d %s shut for %s", receiver, does, keeps, v.Count, noun, shut)
 	}
+	// Was it shut for so long, or did the peer only have it shut when it was
+	// last heard?
+	silent := timeline.Duration(f.silent)
+	fell := f.silent > 0 && f.longest <= x.o.ZeroWindow
+	if fell {
+		v.Story = fmt.Sprintf("%s fell silent with its window shut: probes of %d %s went unanswered for %s, so it or the way to it was gone",
+			receiver, v.Count, noun, silent)
+	}
 	if side != "receiver" {
 		send = Fact{Key: send.Key, Value: int64(f.send)}
 		v.Story += fmt.Sprintf("; %s from %s %s", Bytes(uint64(f.send)), sender, waits)
+	}
+	if f.silent > 0 && !fell {
+		v.Story += fmt.Sprintf("; then probes went unanswered for %s", silent)
 	}
 	if f.killed > 0 {
 		which := ""
 		if v.Count > 1 {
 			which = fmt.Sprintf(" %d of them", f.killed)
 		}
-		v.Story += fmt.Sprintf("; the kernel gave up%s (ETIMEDOUT)", which)
+		v.Story += fmt.Sprintf("; the kernel gave up%s (%s)", which, timeline.Errno(f.errno))
 	}
 	v.Evidence = Evidence{
 		{Key: "stalled_ms", Value: int64(f.longest / time.Millisecond)},
@@ -320,13 +375,21 @@ func (f *stalls) Describe(x *Engine, v *Verdict) {
 		recv,
 		send,
 		{Key: "stalled_now", Value: int64(len(f.now))},
+		{Key: "silent_ms", Value: int64(f.silent / time.Millisecond)},
 		{Key: "killed", Value: int64(f.killed)},
 		{Key: "receiver", Value: receiver},
 		{Key: "sender", Value: sender},
 	}
-	v.Fix = docZeroWindow.Fix
-	if side == "sender" {
-		v.Fix = []string{"look on the peer's host at why its process does not read", docZeroWindow.Fix[1]}
+	fix := docZeroWindow.Fix
+	v.Fix = fix[:3]
+	switch {
+	case fell:
+		v.Fix = []string{fix[3], fix[1]}
+	case side == "sender":
+		v.Fix = []string{"look on the peer's host at why its process does not read", fix[1]}
+	}
+	if f.silent > 0 && !fell {
+		v.Fix = append(slices.Clip(v.Fix), fix[3])
 	}
 }
 

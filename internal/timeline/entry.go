@@ -170,21 +170,20 @@ func (e *Entry) Err() uint16 {
 	return 0
 }
 
-// Probes is how many keepalive or window probes had gone without an answer:
-// of EntryKeepaliveProbe and EntryZeroWindow this one included, at least Count;
-// of EntryClosed at the end.
+// Probes is how many keepalive or window probes had gone without an answer: of
+// EntryKeepaliveProbe and EntryZeroWindow at the newest, which is included; of
+// EntryClosed at the end.
 func (e *Entry) Probes() int {
 	switch e.Kind {
-	case EntryKeepaliveProbe, EntryZeroWindow:
-		return max(int(e.Arg>>24), int(e.Count))
-	case EntryClosed:
+	case EntryKeepaliveProbe, EntryZeroWindow, EntryClosed:
 		return int(e.Arg >> 24)
 	}
 	return 0
 }
 
 // Backoff is how often in a row the retransmission timer had expired without
-// an answer, the most: of EntryRetransmitted, EntryRTO and EntryClosed.
+// an answer: of EntryRetransmitted and EntryRTO at the newest, of EntryClosed at
+// the end.
 func (e *Entry) Backoff() int {
 	switch e.Kind {
 	case EntryRetransmitted, EntryRTO:
@@ -398,10 +397,13 @@ func (c *Conn) fold(pos int, e Entry) (x *Entry, known bool) {
 	}
 	span := packSpan(e.At - x.At)
 	if e.Kind.numbered() {
-		if n := e.Arg >> 24; e.Kind == EntrySYNACKRetransmitted && n != 0 && n == x.Arg>>24 {
+		n := e.Arg >> 24
+		if e.Kind == EntrySYNACKRetransmitted && n != 0 && n == x.Arg>>24 {
 			return nil, true
 		}
-		x.Arg = max(x.Arg>>24, e.Arg>>24)<<24 | x.Arg&argSpan
+		if span >= x.Arg&argSpan { // the newest
+			x.Arg = n<<24 | x.Arg&argSpan
+		}
 	}
 	x.Arg = x.Arg&^argSpan | max(span, x.Arg&argSpan)
 	if x.Count < 1<<16-1 {

@@ -283,6 +283,16 @@ func (x *Engine) asked(netns uint32, local, remote netip.AddrPort) bool {
 	return x.o.Asked == nil || x.o.Asked(netns, local, remote)
 }
 
+// anyPeer reports whether the user asked for all connections with this local
+// end, whoever is at the other.
+func (x *Engine) anyPeer(netns uint32, local netip.AddrPort) bool {
+	nobody := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	if local.Addr().Is6() {
+		nobody = netip.IPv6LinkLocalAllNodes()
+	}
+	return x.asked(netns, local, netip.AddrPortFrom(nobody, 1))
+}
+
 // SnapshotWanted returns the network namespaces whose sockets should be looked
 // at again before connections in them are judged, each at most once in a
 // while. Call it after Tick; an answer is welcome, not needed.

@@ -16,7 +16,7 @@ var docImmediateClose = Doc{
 	Code:     codeImmediateClose,
 	Severity: Error,
 	Summary:  "a server closed connections right after accept(), having read nothing, again and again",
-	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed. A connection counts as held once it is older than --immediate, or has ended before that with something read from it: in a burst that is known only later, and counts then for the closes before. Where only such short ones make up the number, the limit is no more than suspected; and where others were accepted beyond the number and held, it is no limit.
+	Meaning: `The application accepts a connection and closes it within --immediate (50 ms) without having read a byte; at most it writes a short refusal, as redis does at maxclients. One such close proves nothing. When the process held the same number of connections every time, that number looks like a limit of the application or its framework: it is kept, and each connection beyond it is closed. A connection counts as held once it is older than --immediate, or has ended before that with something read from it: in a burst that is known only later, and counts then for the closes before. Where others were accepted beyond the number and held, it is no limit. The limit is no more than suspected where the number is below 5, where short ones are part of it, or where none of those held comes from an address that was refused and the number was not left and reached again: it may be what the process happens to hold while an access list refuses others.
 
 A connection that is part of this verdict is not told as reset-sent too, though its server may have reset it.
 
@@ -37,6 +37,7 @@ Without such a plateau the cause stays open (an access list, a failing handler, 
 	Fix: []string{
 		"look for a connection limit in the application or its framework (maxclients, max_connections, a pool or semaphore of that size), and raise it or add instances",
 		"find out why the connections it holds do not end: leaked or idle ones fill the limit",
+		"look in the application for what else makes it hang up before reading: an access list, a handler that fails at once, a shutdown in progress",
 	},
 	Source: []string{"net/ipv4/tcp.c: __tcp_close()"},
 }
@@ -94,6 +95,11 @@ type holding struct {
 	plateau int // of the newest verdict, 0 none
 	dipped  bool
 	regrown bool
+
+	// Does it hold connections of a client that it hung up on, too? Then it is
+	// no access list.
+	shared bool
+	looked int64 // when that was last looked for
 }
 
 // young is a connection of which it is not known yet whether it is held.
@@ -121,7 +127,7 @@ type pattern struct {
 	written, unread  uint64        // the most
 	live             int           // at the last, -1 not known
 	plateau          int           // 0 none
-	certain, brief   bool
+	certain, doubted bool
 }
 
 func holdingKey(c *timeline.Conn) Key {
@@ -433,6 +439,9 @@ func (r *immediateClose) judge(x *Engine, h *holding) {
 			return
 		}
 	}
+	if plateau > 0 {
+		h.share(x)
+	}
 	if same && h.plateau != plateau {
 		h.plateau, h.dipped, h.regrown = plateau, false, false
 	}
@@ -447,9 +456,29 @@ func (r *immediateClose) judge(x *Engine, h *holding) {
 	h.waiting = h.waiting[:0]
 }
 
-// countable reports whether the number of connections held is known: either
-// all were listed, or none can be older than the trace.
+// share looks for a connection that is held and comes from where others were
+// hung up on.
+func (h *holding) share(x *Engine) {
+	const pause = int64(5 * time.Second)
+	now := x.clock()
+	if h.shared || x.tracker == nil || h.looked != 0 && now-h.looked < pause {
+		return
+	}
+	h.looked = now
+	for c := range x.conns(x.tracker) {
+		if c.Tag&tagHeld != 0 && c.Tag&tagAtOnce == 0 && h.clients.has(c.Remote().Addr()) && holdingKey(c) == h.key {
+			h.shared = true
+			return
+		}
+	}
+}
+
+// countable reports whether the number of connections held is known: none is
+// filtered out, and either all were listed, or none can be older than the trace.
 func (h *holding) countable(x *Engine, c *timeline.Conn) bool {
+	if !x.anyPeer(c.Netns(), c.Local()) {
+		return false
+	}
 	return x.complete(c.Netns()) || h.lis != nil && h.lis.Opened != 0 && (x.tracker == nil || x.tracker.LostAt() == 0)
 }
 
@@ -501,12 +530,15 @@ func (h *holding) pattern(plateau int, certain bool) pattern {
 		live:     h.closes[len(h.closes)-1].live,
 		plateau:  plateau,
 		certain:  certain,
+		// It may be what the process happens to hold while it refuses others for
+		// another reason.
+		doubted: plateau < immediateLeast || !h.shared && !certain,
 	}
 	for _, i := range h.closes {
 		if i.young == 0 {
 			p.live = i.live
 		}
-		p.brief = p.brief || i.brief
+		p.doubted = p.doubted || i.brief
 		p.after, p.written, p.unread = max(p.after, i.after), max(p.written, i.written), max(p.unread, i.unread)
 	}
 	return p
@@ -536,22 +568,21 @@ func (h *holding) Describe(x *Engine, v *Verdict) {
 	if p.plateau > 0 {
 		level = Fact{Key: "plateau", Value: int64(p.plateau)}
 		v.Severity, v.Confidence = Error, Likely
+		v.Fix = docImmediateClose.Fix[:2]
+		looks := "looks like"
 		switch {
-		case p.brief:
-			v.Confidence = Suspected
+		case p.doubted:
+			v.Confidence, v.Fix, looks = Suspected, docImmediateClose.Fix, "perhaps"
 		case p.certain:
 			v.Confidence = Certain
 		}
-		v.Story = fmt.Sprintf("%s closed connections within %s of accept(), %s, holding %d others each time: looks like an application limit of %d",
-			who, timeline.Duration(p.after), said, p.plateau, p.plateau)
-		v.Fix = docImmediateClose.Fix
+		v.Story = fmt.Sprintf("%s closed connections within %s of accept(), %s, holding %d others each time: %s an application limit of %d",
+			who, timeline.Duration(p.after), said, p.plateau, looks, p.plateau)
 	} else {
 		v.Severity, v.Confidence = Warning, Suspected
 		v.Story = fmt.Sprintf("%s closed %d of the last %d connections within %s of accept(), %s",
 			who, p.closes, p.accepted, timeline.Duration(p.after), said)
-		v.Fix = []string{
-			"look in the application for what makes it hang up before reading: an access list, a limit, a handler that fails at once, a shutdown in progress",
-		}
+		v.Fix = docImmediateClose.Fix[2:]
 	}
 	v.Evidence = Evidence{
 		{Key: "count", Value: int64(h.total - h.unsaid)},

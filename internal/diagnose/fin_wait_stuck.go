@@ -21,7 +21,7 @@ var docFinWaitStuck = Doc{
 
 A connection counts when nothing has moved on it for longer than --fin-wait (60 s): in FIN_WAIT1 nothing more was acknowledged, in FIN_WAIT2 no data came. 60 s is what the kernel allows by default, too (net.ipv4.tcp_fin_timeout). A half-closed connection on which the answer still comes is healthy, and so is a long answer that a slow peer still takes.
 
-What it costs depends on who holds the socket. While a process does (it called shutdown() and waits), the kernel waits in FIN_WAIT2 without limit. Once the process has closed, the end is an orphan, which the kernel reaps: in FIN_WAIT2 after net.ipv4.tcp_fin_timeout, in FIN_WAIT1 after net.ipv4.tcp_orphan_retries retransmissions (0 means 8: one to two minutes). By default that happens before --fin-wait has passed; so orphans in FIN_WAIT2 also count that have used up three quarters of their time, from 5 on, and orphans in FIN_WAIT1 when the kernel gave one up. A few of these are normal where clients come over the internet and vanish: that is info. From 5 at one address on it is a warning, and so is what a process holds.
+What it costs depends on who holds the socket. While a process does (it called shutdown() and waits), the kernel waits in FIN_WAIT2 without limit. Once the process has closed, the end is an orphan, which the kernel reaps: in FIN_WAIT2 after net.ipv4.tcp_fin_timeout, in FIN_WAIT1 after net.ipv4.tcp_orphan_retries retransmissions (0 means 8: one to two minutes). By default that happens before --fin-wait has passed; so orphans in FIN_WAIT2 also count after three quarters of net.ipv4.tcp_fin_timeout, from 5 on, and orphans in FIN_WAIT1 when the kernel gave one up. A few of these are normal where clients come over the internet and vanish: that is info. From 5 at one address on it is a warning, and so is what a process holds.
 
 A process that half-closed and waits for an answer that takes its peer very long looks the same.`,
 	Counts: "connections found waiting too long, or given up by the kernel, so far",
@@ -30,8 +30,8 @@ A process that half-closed and waits for an answer that takes its peer very long
 		{"count", "connections", "so far"},
 		{"waiting", "connections", "now"},
 		{"reaped", "connections", "given up by the kernel (FIN_WAIT1)"},
-		{"age_s", "s", "since the oldest entered the state, at least; if none is left, the longest that one took"},
-		{"age", "", "exact where this was seen of each, else at least"},
+		{"age_s", "s", "since the oldest entered the state, of a minisocket since it took the socket's place; if none waits now, the longest that one took"},
+		{"age", "", "exact where this was seen of each; at least: some were found in the state; at most: of some it is concluded from the time that the kernel leaves them, which TCP_LINGER2 may have made shorter; about: both"},
 		{"orphan", "", "whether no process holds them any more"},
 		{"remote", "", "the other end's address, that of the most where there are several; without a port where this host is the server"},
 		{"remotes", "count", "different remote addresses, of those found within 10 minutes"},
@@ -68,6 +68,7 @@ const (
 // and the minisockets that snapshots found in FIN_WAIT2.
 type finWaitStuck struct {
 	next  int64
+	soon  int64 // not before this for what cannot wait until next
 	found map[Key]*finWait
 	marks map[*timeline.Conn]finMark
 	spent groups[finOrphan, int64] // minisockets that were counted, and since when they were there
@@ -87,6 +88,8 @@ func (*finWaitStuck) Doc() Doc     { return docFinWaitStuck }
 
 // finMark is how far a connection had come when it was last looked at.
 type finMark struct {
+	counted  *finWait // what it was counted in last, nil if in nothing
+	state    event.State
 	snapshot int64 // of which this is
 	moved    int64 // when something last moved
 	received uint64
@@ -105,11 +108,14 @@ type finWait struct {
 	state  event.State
 	orphan bool
 	server bool
+	closed bool // owner is known to have closed each
 
 	at           int64 // of the present count
 	waiting      int
 	oldest       int64 // since when, of those that wait
-	exact, sure  bool
+	least, most  bool  // the age of some is at least, or at most, what is known
+	sure         bool
+	moves        bool          // of those counted, some are in the state and do not wait: data moves
 	longest      time.Duration // of those that are gone
 	reaped       uint64
 	unacked      uint32
@@ -172,18 +178,28 @@ func (r *finWaitStuck) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if !c.Orphan() && age < x.o.FinWait {
 		return // the process was told, and it is no matter of the FIN
 	}
-	f := r.group(c, event.StateFinWait1, c.Orphan())
+	f, fresh := r.counted(c, event.StateFinWait1)
+	if f == nil {
+		f = r.group(c, event.StateFinWait1)
+	}
 	f.reaped++
 	f.longest = max(f.longest, age)
-	f.exact = f.exact && fin != nil
+	f.least = f.least || fin == nil
 	f.unacked = max(f.unacked, c.Traffic().Unacked)
 	n := uint64(0)
-	if !tagged(r, c) {
+	if fresh {
 		n = 1
 		f.meet(remoteOf(c), e.At)
 	}
 	f.at = max(f.at, e.At)
 	x.Report(r, f.key, f, e.At, n, c)
+	r.next = min(r.next, r.soon) // it does not wait any more
+}
+
+// Finish counts once more who waits, for the last word.
+func (r *finWaitStuck) Finish(x *Engine) {
+	r.next = math.MinInt64
+	r.Tick(x, x.now, x.tracker)
 }
 
 // Ended hears of what goes on as a minisocket: only a look at the sockets tells
@@ -219,10 +235,23 @@ func remoteOf(c *timeline.Conn) netip.AddrPort {
 	return c.Remote()
 }
 
-func (r *finWaitStuck) group(c *timeline.Conn, state event.State, orphan bool) *finWait {
-	server := c.Role() == timeline.RoleServer
+// counted returns what c was counted in as one that is in this state, held or
+// not as it is now; nil if in nothing that is known. fresh: it is to be counted.
+func (r *finWaitStuck) counted(c *timeline.Conn, state event.State) (f *finWait, fresh bool) {
+	f = r.marks[c].counted
+	if f != nil && f.state == state && f.orphan == c.Orphan() {
+		return f, false
+	}
+	return nil, f != nil || !tagged(r, c)
+}
+
+func (r *finWaitStuck) group(c *timeline.Conn, state event.State) *finWait {
+	server, owner := c.Role() == timeline.RoleServer, c.ClosedBy()
+	if !owner.Known() {
+		owner = c.Owner()
+	}
 	local, _ := place(c)
-	return r.finding(finWaitKey(c.Netns(), c.Owner(), state, orphan, server, local, c.Remote()), c.Owner(), state, orphan, server)
+	return r.finding(finWaitKey(c.Netns(), owner, state, c.Orphan(), server, local, c.Remote()), owner, state, c.Orphan(), server)
 }
 
 func (r *finWaitStuck) finding(k Key, owner timeline.Owner, state event.State, orphan, server bool) *finWait {
@@ -236,10 +265,11 @@ func (r *finWaitStuck) finding(k Key, owner timeline.Owner, state event.State, o
 		}
 	}
 	if f == nil {
-		f = &finWait{key: k, owner: owner, state: state, orphan: orphan, server: server, exact: true, sure: true,
+		f = &finWait{key: k, owner: owner, state: state, orphan: orphan, server: server, closed: true, sure: true,
 			oldest: math.MaxInt64, remotes: make(map[netip.AddrPort]int)}
 		r.found[k] = f
 	}
+	f.closed = f.closed && owner.Source == timeline.SourceClose
 	return f
 }
 
@@ -264,9 +294,9 @@ func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
 		return
 	}
 	pause := min(max(x.o.FinWait/10, 100*time.Millisecond), 5*time.Second)
-	r.next = math.MaxInt64
+	r.next, r.soon = math.MaxInt64, math.MaxInt64
 	if now < math.MaxInt64-int64(pause) {
-		r.next = now + int64(pause)
+		r.next, r.soon = now+int64(pause), now+int64(min(pause, time.Second))
 	}
 
 	before := make(map[*finWait]int)
@@ -275,7 +305,7 @@ func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
 		if f.waiting > 0 {
 			f.longest = max(f.longest, time.Duration(f.at-f.oldest))
 		}
-		f.waiting, f.shut, f.peer = 0, 0, timeline.Owner{}
+		f.waiting, f.shut, f.peer, f.moves = 0, 0, timeline.Owner{}, false
 		f.oldest, f.at = math.MaxInt64, now
 		if f.reaped == 0 {
 			f.unacked = 0
@@ -299,16 +329,26 @@ func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
 		default:
 			continue
 		}
-		since, exact, sure, due := r.judge(x, now, t, c, marks)
+		f, fresh := r.counted(c, c.State())
+		since, exact, sure, due := r.judge(x, now, t, c, fresh, marks)
 		if !due {
+			if f != nil {
+				f.moves = true
+			}
 			continue
 		}
-		f := r.group(c, c.State(), c.Orphan())
+		if f == nil {
+			f = r.group(c, c.State())
+		}
 		if f.waiting == 0 && f.fresh == 0 {
 			order = append(order, f)
 		}
 		f.add(x, now, c, since, exact, sure)
-		if !tagged(r, c) {
+		if m, ok := marks[c]; ok {
+			m.counted = f
+			marks[c] = m
+		}
+		if fresh {
 			x.tag(r, c, Warning)
 			f.meet(remoteOf(c), now)
 			f.fresh++
@@ -328,17 +368,20 @@ func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
 		if before[f] != f.waiting {
 			x.touch(r, k)
 		}
-		if f.waiting == 0 && len(r.found) > finWaitGroups/2 {
+		if f.waiting == 0 && !f.moves && len(r.found) > finWaitGroups/2 {
 			delete(r.found, k)
 		}
 	}
 }
 
 // judge reports whether c waits for too long, and since when it is in its
-// state.
-func (r *finWaitStuck) judge(x *Engine, now int64, t *timeline.Tracker, c *timeline.Conn, marks map[*timeline.Conn]finMark) (since int64, exact, sure, due bool) {
+// state. fresh: it is not counted yet.
+func (r *finWaitStuck) judge(x *Engine, now int64, t *timeline.Tracker, c *timeline.Conn, fresh bool, marks map[*timeline.Conn]finMark) (since int64, exact, sure, due bool) {
 	since, exact = finWaitSince(c)
 	if since == 0 && !exact || now-since < int64(x.o.FinWait)/4 {
+		if m, known := r.marks[c]; known && len(marks) < finWaitMarks {
+			marks[c] = m // it tells what c was counted in
+		}
 		return 0, false, false, false
 	}
 	m := r.mark(c, since, marks) // early: what a peer says at first may be no more than an ACK
@@ -347,17 +390,17 @@ func (r *finWaitStuck) judge(x *Engine, now int64, t *timeline.Tracker, c *timel
 		return 0, false, false, false
 	}
 	looked := t.SnapshotAt(c.Netns())
-	if looked > since && c.Last() < looked && c.SnapshotAt() < looked && !tagged(r, c) {
+	if looked > since && c.Last() < looked && c.SnapshotAt() < looked && fresh {
 		return 0, false, false, false // it was not there any more
 	}
-	if t.LostAt() >= since && looked <= t.LostAt() && !tagged(r, c) {
+	if t.LostAt() >= since && looked <= t.LostAt() && fresh {
 		// Its end may be among what was lost: only a snapshot tells.
 		x.sockets.add(c.Netns(), now)
 		return 0, false, false, false
 	}
 	// Whether anything moves, a snapshot tells, if it is not much older.
 	sure = c.SnapshotAt()-max(since, m.moved) >= int64(x.o.FinWait)*3/4
-	if sure || tagged(r, c) {
+	if sure || !fresh {
 		return since, exact, sure, true
 	}
 	x.sockets.add(c.Netns(), now)
@@ -372,10 +415,10 @@ func (r *finWaitStuck) mark(c *timeline.Conn, since int64, marks map[*timeline.C
 	m, known := r.marks[c]
 	now := c.Traffic()
 	switch {
-	case !known:
+	case !known || m.state != c.State():
 		// What moved before cannot be told from the segment that brought c into
 		// this state.
-		m = finMark{moved: since}
+		m = finMark{counted: m.counted, state: c.State(), moved: since}
 		if at, ok := c.SilentSince(); ok {
 			m.moved = max(since, at)
 		}
@@ -392,7 +435,7 @@ func (r *finWaitStuck) mark(c *timeline.Conn, since int64, marks map[*timeline.C
 func (f *finWait) add(x *Engine, now int64, c *timeline.Conn, since int64, exact, sure bool) {
 	f.waiting++
 	f.at, f.oldest = now, min(f.oldest, since)
-	f.exact, f.sure = f.exact && exact, f.sure && sure
+	f.least, f.sure = f.least || !exact, f.sure && sure
 	f.finTimeout = finTimeout(x, f.key.Netns)
 	if f.state == event.StateFinWait1 {
 		f.unacked = max(f.unacked, c.Traffic().Unacked)
@@ -455,6 +498,8 @@ func (r *finWaitStuck) orphans(x *Engine, now int64, t *timeline.Tracker, order 
 			f := r.finding(finWaitKey(ns, owner, event.StateFinWait2, true, server, local, o.Remote),
 				owner, event.StateFinWait2, true, server)
 			f.at, f.finTimeout = now, finTimeout(x, ns)
+			f.most, f.sure = f.most || o.Concluded, f.sure && !o.Concluded
+			f.least = f.least || !o.Exact && !o.Concluded
 			id := finOrphan{ns, o.Local, o.Remote}
 			if now-o.Since <= int64(whole) {
 				out[id] = f
@@ -544,11 +589,20 @@ func (f *finWait) Describe(x *Engine, v *Verdict) {
 	if f.waiting > 0 {
 		age = time.Duration(f.at - f.oldest)
 	}
-	atLeast, exact := "", "exact"
-	if !f.exact {
-		atLeast, exact = "at least ", "at least"
+	exact := "exact"
+	switch {
+	case f.least && f.most:
+		exact = "about"
+	case f.least:
+		exact = "at least"
+	case f.most:
+		exact = "at most"
 	}
-	v.Story = f.story(to, atLeast+timeline.Duration(age))
+	told := timeline.Duration(age)
+	if exact != "exact" {
+		told = exact + " " + told
+	}
+	v.Story = f.story(to, told)
 	unacked := Fact{Key: "unacked_bytes", Note: "FIN_WAIT2: all was acknowledged"}
 	shut := Fact{Key: "window_shut", Note: unacked.Note}
 	if f.state == event.StateFinWait1 {
@@ -600,33 +654,44 @@ func (f *finWait) Describe(x *Engine, v *Verdict) {
 }
 
 func (f *finWait) story(to, age string) string {
-	who := f.owner.Name()
-	if !f.owner.Known() {
-		who = "a process"
+	n := f.waiting
+	if n == 0 {
+		n = int(f.reaped)
 	}
-	noun := "connections"
-	if f.waiting == 1 {
-		noun = "connection"
+	which := "connections"
+	if n == 1 {
+		which = "connection"
 	}
-	how := "closed"
+	who, how := "a process", "closed"
+	if f.owner.Known() {
+		who = f.owner.Name()
+	}
 	if !f.orphan {
 		how = "shut down sending on"
 	}
+	if f.closed || !f.owner.Known() {
+		which += fmt.Sprintf(" to %s that %s %s", to, who, how)
+	} else { // who did is not known
+		which += fmt.Sprintf(" of %s to %s", who, to)
+	}
 	if f.waiting == 0 {
 		if f.reaped > 0 {
-			noun := "connections"
-			if f.reaped == 1 {
-				noun = "connection"
-			}
-			return fmt.Sprintf("%d %s to %s that %s %s: the FIN was never acknowledged, the kernel gave up after %s", f.reaped, noun, to, who, how, age)
+			return fmt.Sprintf("%d %s: the FIN was never acknowledged, the kernel gave up after %s", f.reaped, which, age)
 		}
 		why := "the FIN was not acknowledged"
 		if f.state == event.StateFinWait2 {
 			why = "acknowledged, but the peer did not close"
 		}
-		return fmt.Sprintf("connections to %s that %s %s were in %s for %s: %s; none is left", to, who, how, finWaitState(f.state), age, why)
+		now := "none is in " + finWaitState(f.state) + " any more"
+		switch {
+		case f.moves:
+			now = "data moves again"
+		case !f.orphan: // it may be an orphan now
+			now = "none is held in " + finWaitState(f.state) + " any more"
+		}
+		return fmt.Sprintf("%s were in %s for %s: %s; %s", which, finWaitState(f.state), age, why, now)
 	}
-	s := fmt.Sprintf("%d %s to %s that %s %s in %s, for %s: ", f.waiting, noun, to, who, how, finWaitState(f.state), age)
+	s := fmt.Sprintf("%d %s in %s, for %s: ", f.waiting, which, finWaitState(f.state), age)
 	switch {
 	case f.state == event.StateFinWait1 && f.shut == f.waiting:
 		s += "the peer's receive window is shut, so the FIN cannot be sent"

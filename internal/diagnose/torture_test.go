@@ -333,6 +333,9 @@ func TestLooks(t *testing.T) {
 		if s.Name == "b-half-closed.txt" || s.Name == "i-disagree-lost.txt" {
 			continue // the data it moves is in its own snapshots only; one would tell what was lost
 		}
+		if s.Name == "j-lost.txt" {
+			continue // one tells that it still waits
+		}
 		caps := capsOf(s.Text)
 		var want []string
 		for _, codes := range final(alone(t, caps, s.Steps)) {

@@ -190,15 +190,22 @@ func (c *Conn) Owner() Owner {
 // ClosedBy is the process that closed or shut down this end, where one did.
 // Its Source is SourceClose.
 func (c *Conn) ClosedBy() Owner {
+	if p := c.closer(); p != nil {
+		return p.owner(SourceClose)
+	}
+	return Owner{}
+}
+
+func (c *Conn) closer() *process {
 	if c.extra != nil && c.extra.closer != nil {
-		return c.extra.closer.owner(SourceClose)
+		return c.extra.closer
 	}
 	for i := 0; i < int(c.n) && c.process != nil; i++ {
 		if c.At(i).ByProcess() {
-			return c.process.owner(SourceClose)
+			return c.process
 		}
 	}
-	return Owner{}
+	return nil
 }
 
 // Accepted reports whether accept() is known to have returned the connection.

@@ -19,6 +19,7 @@ type inventory struct {
 	timeWait int
 	mini     map[uint16]minisocket // one for each local port
 	orphans  map[uint64]*Orphan    // by identity
+	cut      bool                  // orphans were left out
 }
 
 // Bounds of one inventory, and of those of all namespaces together. What is
@@ -61,12 +62,17 @@ func (u *PortUse) Total() int {
 
 // Orphan is a FIN_WAIT2 minisocket: the process closed, the peer has not.
 type Orphan struct {
-	Since         int64 // when it was left, at the latest
+	Since         int64 // when it took the socket's place; neither Exact nor Concluded: when it was first found
+	Exact         bool  // that was seen
+	Concluded     bool  // from the time that it has left, as if net.ipv4.tcp_fin_timeout held: with TCP_LINGER2 it may be younger
 	SeenAt        int64
 	Local, Remote netip.AddrPort
-	Owner         Owner // who closed it, if that was seen
-	Role          Role  // likewise
+	Owner         Owner // who closed it, where its Source is SourceClose; else who held it; unknown if neither was seen
+	Role          Role  // if that was seen
 }
+
+// timeWaitLen is the kernel's TCP_TIMEWAIT_LEN.
+const timeWaitLen = time.Minute
 
 // Holder is a socket that uses a local port.
 type Holder struct {
@@ -109,29 +115,42 @@ func (t *Tracker) count(e *event.Event, inv *event.Inventory) {
 		}
 		r.mini[e.Local.Port()] = minisocket{e.New, e.Local, e.Remote}
 	}
-	if e.New == event.StateFinWait2 && room && len(r.orphans) < maxOrphans {
+	switch {
+	case e.New != event.StateFinWait2:
+	case room && len(r.orphans) < maxOrphans:
 		t.orphanFound(n, e, inv)
+	default:
+		r.cut = true
 	}
 }
 
 func (t *Tracker) orphanFound(n *netns, e *event.Event, inv *event.Inventory) {
-	o := &Orphan{Since: e.Time, SeenAt: e.Time, Local: e.Local, Remote: e.Remote}
-	whole := time.Duration(n.facts.Sysctls.FinTimeout) * time.Second
-	if n.facts.Known && inv.Left >= 0 && inv.Left <= whole {
-		o.Since = e.Time - int64(whole-inv.Left)
-	}
-	if n.newest != nil {
-		if old := n.newest.orphans[e.Sock]; old != nil && old.Local == o.Local && old.Remote == o.Remote {
-			o.Since = min(o.Since, old.Since)
-		}
-	}
+	o := &Orphan{Since: e.Time, Local: e.Local, Remote: e.Remote}
 	c := &Conn{netns: e.Netns, last: e.Time}
 	c.local, c.lport = pack(e.Local)
 	c.remote, c.rport = pack(e.Remote)
-	if known := t.orphans.find(c); known != nil {
-		o.Owner, o.Role = known.process.owner(known.source), known.role
-		o.Since = min(o.Since, known.at)
+	var old *Orphan
+	if n.newest != nil {
+		old = n.newest.orphans[e.Sock]
 	}
+	whole := time.Duration(n.facts.Sysctls.FinTimeout) * time.Second
+	if whole > timeWaitLen {
+		whole -= timeWaitLen // what is beyond, the socket itself stays (tcp_rcv_state_process)
+	}
+	known := t.orphans.find(c)
+	switch {
+	case known != nil:
+		o.Since, o.Exact = known.at, true
+		o.Owner, o.Role = known.process.owner(known.source), known.role
+	case old != nil && old.Local == o.Local && old.Remote == o.Remote:
+		*o = *old
+	case n.facts.Known && inv.Left >= 0 && inv.Left <= whole:
+		o.Since, o.Concluded = e.Time-int64(whole-inv.Left), true
+		if n.newest != nil && !n.newest.cut {
+			o.Since = min(max(o.Since, n.newest.at), e.Time) // it was not there then
+		}
+	}
+	o.SeenAt = e.Time
 	if n.round.orphans == nil {
 		n.round.orphans = make(map[uint64]*Orphan)
 	}

@@ -3,8 +3,8 @@ package timeline
 import "hash/fnv"
 
 // orphans remembers who closed the connections that went on without a process
-// in FIN_WAIT2: data that comes much later is answered by their minisockets,
-// which know nobody. It forgets on collision, which makes it cheap and bounded;
+// in FIN_WAIT2, or else who held them, and when that was: data that comes much
+// later is answered by their minisockets, which know nobody. It forgets on collision, which makes it cheap and bounded;
 // the hash has no seed, so that a replay forgets the same.
 type orphans []orphan
 
@@ -34,14 +34,18 @@ func (o orphans) slot(c *Conn) (*orphan, [36]byte) {
 
 // add remembers c, which has ended.
 func (o *orphans) add(c *Conn) {
-	if c.process == nil {
+	p, source := c.closer(), SourceClose
+	if p == nil {
+		p, source = c.process, c.source()
+	}
+	if p == nil {
 		return
 	}
 	if *o == nil {
 		*o = make(orphans, orphanSlots)
 	}
 	s, t := o.slot(c)
-	*s = orphan{at: c.last, process: c.process, netns: c.netns, tuple: t, source: c.source(), role: c.Role()}
+	*s = orphan{at: c.last, process: p, netns: c.netns, tuple: t, source: source, role: c.Role()}
 }
 
 // find returns what is remembered of the connection with the addresses of c,

@@ -509,6 +509,9 @@ func (c *Conn) flag(f connFlags, on bool) {
 // own notes the process behind c if nothing better is known.
 func (t *Tracker) own(c *Conn, p *process, s Source) {
 	if p != nil && s > c.source() {
+		if c.source() == SourceClose && c.process != p {
+			c.ext().closer = c.process // who holds it need not have closed it
+		}
 		c.process = p
 		c.setSource(s)
 	}

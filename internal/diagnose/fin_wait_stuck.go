@@ -104,11 +104,11 @@ type finOrphan struct {
 // finWait is what waits in one state at one process and place.
 type finWait struct {
 	key    Key
-	owner  timeline.Owner
+	who    crew
 	state  event.State
 	orphan bool
 	server bool
-	closed bool // owner is known to have closed each
+	closed bool // who is known to have closed each
 
 	at           int64 // of the present count
 	waiting      int
@@ -154,8 +154,12 @@ func finWaitSince(c *timeline.Conn) (at int64, exact bool) {
 	return 0, false
 }
 
-func finWaitKey(netns uint32, owner timeline.Owner, state event.State, orphan, server bool, local, remote netip.AddrPort) Key {
-	k := Key{Netns: netns, PID: owner.PID, Addr: remote, What: finWaitState(state)}
+func (x *Engine) finWaitKey(netns uint32, owner timeline.Owner, state event.State, orphan, server bool, local, remote netip.AddrPort) Key {
+	k := Key{Netns: netns, PID: owner.PID}
+	if orphan { // no process holds it: which of a server's workers closed is no matter
+		k = x.crewKey(netns, owner)
+	}
+	k.Addr, k.What = remote, finWaitState(state)
 	if server {
 		k.Addr = local // its clients are many
 	}
@@ -180,7 +184,7 @@ func (r *finWaitStuck) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	}
 	f, fresh := r.counted(c, event.StateFinWait1)
 	if f == nil {
-		f = r.group(c, event.StateFinWait1)
+		f = r.group(x, c, event.StateFinWait1)
 	}
 	f.reaped++
 	f.longest = max(f.longest, age)
@@ -245,13 +249,13 @@ func (r *finWaitStuck) counted(c *timeline.Conn, state event.State) (f *finWait,
 	return nil, f != nil || !tagged(r, c)
 }
 
-func (r *finWaitStuck) group(c *timeline.Conn, state event.State) *finWait {
+func (r *finWaitStuck) group(x *Engine, c *timeline.Conn, state event.State) *finWait {
 	server, owner := c.Role() == timeline.RoleServer, c.ClosedBy()
 	if !owner.Known() {
 		owner = c.Owner()
 	}
 	local, _ := place(c)
-	return r.finding(finWaitKey(c.Netns(), owner, state, c.Orphan(), server, local, c.Remote()), owner, state, c.Orphan(), server)
+	return r.finding(x.finWaitKey(c.Netns(), owner, state, c.Orphan(), server, local, c.Remote()), owner, state, c.Orphan(), server)
 }
 
 func (r *finWaitStuck) finding(k Key, owner timeline.Owner, state event.State, orphan, server bool) *finWait {
@@ -260,15 +264,16 @@ func (r *finWaitStuck) finding(k Key, owner timeline.Owner, state event.State, o
 		k.Addr, server = netip.AddrPort{}, false
 		k.What += ", others"
 		if f = r.found[k]; f == nil && len(r.found) >= 2*finWaitGroups {
-			k.PID, owner = 0, timeline.Owner{}
+			k.PID, k.Comm, owner = 0, "", timeline.Owner{}
 			f = r.found[k]
 		}
 	}
 	if f == nil {
-		f = &finWait{key: k, owner: owner, state: state, orphan: orphan, server: server, closed: true, sure: true,
+		f = &finWait{key: k, state: state, orphan: orphan, server: server, closed: true, sure: true,
 			oldest: math.MaxInt64, remotes: make(map[netip.AddrPort]int)}
 		r.found[k] = f
 	}
+	f.who.add(owner)
 	f.closed = f.closed && owner.Source == timeline.SourceClose
 	return f
 }
@@ -338,7 +343,7 @@ func (r *finWaitStuck) Tick(x *Engine, now int64, t *timeline.Tracker) {
 			continue
 		}
 		if f == nil {
-			f = r.group(c, c.State())
+			f = r.group(x, c, c.State())
 		}
 		if f.waiting == 0 && f.fresh == 0 {
 			order = append(order, f)
@@ -495,7 +500,7 @@ func (r *finWaitStuck) orphans(x *Engine, now int64, t *timeline.Tracker, order 
 					owner = l.Owner()
 				}
 			}
-			f := r.finding(finWaitKey(ns, owner, event.StateFinWait2, true, server, local, o.Remote),
+			f := r.finding(x.finWaitKey(ns, owner, event.StateFinWait2, true, server, local, o.Remote),
 				owner, event.StateFinWait2, true, server)
 			f.at, f.finTimeout = now, finTimeout(x, ns)
 			f.most, f.sure = f.most || o.Concluded, f.sure && !o.Concluded
@@ -570,7 +575,7 @@ func (f *finWait) Describe(x *Engine, v *Verdict) {
 	if f.sure {
 		v.Confidence = Certain
 	}
-	v.Process = process(f.owner)
+	v.Process = process(f.who.last)
 	remote, where := f.top(), ""
 	if remote.Port() == 0 {
 		where = remote.Addr().String()
@@ -581,8 +586,8 @@ func (f *finWait) Describe(x *Engine, v *Verdict) {
 	if n := len(f.remotes); n > 1 {
 		to = fmt.Sprintf("%d addresses (most to %s)", n, where)
 	}
-	v.Subject = Subject{"process", f.owner.Name()}
-	if !f.owner.Known() {
+	v.Subject = Subject{"process", f.who.last.Name()}
+	if !f.who.last.Known() {
 		v.Subject = Subject{"peer", where}
 	}
 	age := f.longest
@@ -663,13 +668,13 @@ func (f *finWait) story(to, age string) string {
 		which = "connection"
 	}
 	who, how := "a process", "closed"
-	if f.owner.Known() {
-		who = f.owner.Name()
+	if f.who.last.Known() {
+		who = f.who.name()
 	}
 	if !f.orphan {
 		how = "shut down sending on"
 	}
-	if f.closed || !f.owner.Known() {
+	if f.closed || !f.who.last.Known() {
 		which += fmt.Sprintf(" to %s that %s %s", to, who, how)
 	} else { // who did is not known
 		which += fmt.Sprintf(" of %s to %s", who, to)

@@ -30,7 +30,7 @@ var docPortClosed = Doc{
 
 The evidence says what is known of the port: that a listener was closed less than a minute before (a restart), that one was opened soon after, and that a process listens on the port at another address (a service bound to 127.0.0.1 refuses everybody else).
 
-SYNs of a source that scans are left out: see syn-scan. A SYN is kept for two seconds to see whether its source does. The first 128 ports of a network namespace have verdicts of their own, and those that somebody was seen to listen on; others share one.
+SYNs of a source that scans are left out, see syn-scan, unless the port's listener was closed less than a minute before, or has been asked for without a minute's pause since. A SYN is kept for two seconds to see whether its source does. The first 128 ports of a network namespace have verdicts of their own, and those that somebody was seen to listen on; others share one.
 
 It rests on RSTs that were sent without a socket; where the hooks do not show them (see doctor), it is not known. A firewall that rejects with RST is not seen here.`,
 	Counts: "SYNs",
@@ -53,24 +53,34 @@ It rests on RSTs that were sent without a socket; where the hooks do not show th
 
 // portClosed follows refused SYNs by local port.
 type portClosed struct {
+	ports *portListeners
 	scans *synScan
 	held  []refusal // in the order of arrival
 	found groups[Key, *closedPort]
-	ports groups[closedKey, *portUsers]
 	own   groups[uint32, int] // ports with a verdict of their own
 }
 
-func newPortClosed(scans *synScan) *portClosed {
+func newPortClosed(ports *portListeners, scans *synScan) *portClosed {
 	return &portClosed{
+		ports: ports,
 		scans: scans,
 		found: groups[Key, *closedPort]{max: 1024},
-		ports: groups[closedKey, *portUsers]{max: 4096},
 		own:   groups[uint32, int]{max: 1024},
 	}
 }
 
 func (*portClosed) Code() string { return codePortClosed }
 func (*portClosed) Doc() Doc     { return docPortClosed }
+
+// portListeners keeps account of who listens on which port, and did until a
+// moment ago.
+type portListeners struct {
+	ports groups[closedKey, *portUsers]
+}
+
+func newPortListeners() *portListeners {
+	return &portListeners{groups[closedKey, *portUsers]{max: 4096}}
+}
 
 type closedKey struct {
 	netns uint32
@@ -80,7 +90,64 @@ type closedKey struct {
 // portUsers are the listeners of one port, of whatever address.
 type portUsers struct {
 	open   []*timeline.Listener
-	closed *timeline.Listener // the last one
+	closed []*timeline.Listener // the last ones
+	missed int64                // when one of these was last asked for
+}
+
+// note hears of a listener that was opened, found or closed.
+func (s *portListeners) note(l *timeline.Listener) {
+	const most = 8
+	p := s.ports.make(closedKey{l.Netns, l.Addr.Port()})
+	if *p == nil {
+		*p = &portUsers{}
+	}
+	u := *p
+	u.open = slices.DeleteFunc(u.open, func(o *timeline.Listener) bool { return o == l || o.Closed != 0 })
+	switch {
+	case l.Closed == 0 && len(u.open) < most:
+		u.open = append(u.open, l)
+	case l.Closed != 0:
+		if len(u.closed) >= most {
+			u.closed = slices.Delete(u.closed, 0, 1)
+		}
+		u.closed = append(u.closed, l)
+	}
+}
+
+// of returns the listeners of a port, nil if none was ever seen.
+func (s *portListeners) of(netns uint32, port uint16) *portUsers {
+	if p := s.ports.get(closedKey{netns, port}); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// before returns the last listener that served local and was closed by then,
+// nil if there was none.
+func (u *portUsers) before(local netip.AddrPort, at int64) *timeline.Listener {
+	var last *timeline.Listener
+	for _, l := range u.closed {
+		if serves(l, local) && l.Closed <= at && (last == nil || l.Closed >= last.Closed) {
+			last = l
+		}
+	}
+	return last
+}
+
+// restarting reports whether local was served until a moment before, or has been
+// asked for ever since by those who miss its listener. One that seems to be open
+// was, until its end was missed.
+func (s *portListeners) restarting(netns uint32, local netip.AddrPort, at int64) bool {
+	u := s.of(netns, local.Port())
+	if u == nil {
+		return false
+	}
+	l := u.before(local, at)
+	if l != nil && at-max(l.Closed, u.missed) <= int64(portRestart) {
+		u.missed = max(u.missed, at)
+		return true
+	}
+	return slices.ContainsFunc(u.open, func(l *timeline.Listener) bool { return serves(l, local) && l.Opened <= at })
 }
 
 // refusal is a refused SYN, or several.
@@ -103,20 +170,7 @@ type closedPort struct {
 }
 
 // Listener keeps account of who listens.
-func (r *portClosed) Listener(_ *Engine, l *timeline.Listener, _ *timeline.Entry) {
-	const most = 8
-	p := r.ports.make(closedKey{l.Netns, l.Addr.Port()})
-	if *p == nil {
-		*p = &portUsers{}
-	}
-	u := *p
-	u.open = slices.DeleteFunc(u.open, func(o *timeline.Listener) bool { return o == l || o.Closed != 0 })
-	if l.Closed != 0 {
-		u.closed = l
-	} else if len(u.open) < most {
-		u.open = append(u.open, l)
-	}
-}
+func (r *portClosed) Listener(_ *Engine, l *timeline.Listener, _ *timeline.Entry) { r.ports.note(l) }
 
 // Incident hears of SYNs that were refused.
 func (r *portClosed) Incident(x *Engine, in *timeline.Incident) {
@@ -150,8 +204,11 @@ func (r *portClosed) Finish(x *Engine) {
 }
 
 func (r *portClosed) decide(x *Engine, h refusal) {
-	if h.remote.IsValid() && r.scans.scanning(h.netns, h.remote.Addr(), h.at) ||
-		!h.remote.IsValid() && r.scans.around(h.netns, h.at) {
+	scan := r.scans.around(h.netns, h.at)
+	if h.remote.IsValid() {
+		scan = r.scans.scanning(h.netns, h.remote.Addr(), h.at)
+	}
+	if scan && !r.ports.restarting(h.netns, h.local, h.at) {
 		return
 	}
 	k := Key{Netns: h.netns, Addr: h.local}
@@ -159,7 +216,7 @@ func (r *portClosed) decide(x *Engine, h refusal) {
 	if p == nil {
 		// A port that was listened on is somebody's, not one of thousands that
 		// the internet tries.
-		if own := r.own.make(h.netns); *own < portsOwn || r.ports.get(closedKey{h.netns, h.local.Port()}) != nil {
+		if own := r.own.make(h.netns); *own < portsOwn || r.ports.of(h.netns, h.local.Port()) != nil {
 			*own++
 		} else {
 			k = Key{Netns: h.netns, What: "many"}
@@ -182,12 +239,11 @@ func (r *portClosed) decide(x *Engine, h refusal) {
 
 // look finds what is known of the port.
 func (r *portClosed) look(f *closedPort, h refusal) {
-	p := r.ports.get(closedKey{h.netns, h.local.Port()})
-	if p == nil {
+	u := r.ports.of(h.netns, h.local.Port())
+	if u == nil {
 		return
 	}
-	u := *p
-	if l := u.closed; l != nil && f.closed != l && serves(l, h.local) && l.Closed <= h.at && h.at-l.Closed <= int64(portRestart) {
+	if l := u.before(h.local, h.at); l != nil && f.closed != l && h.at-l.Closed <= int64(portRestart) {
 		f.closed, f.before = l, time.Duration(h.at-l.Closed)
 		f.opened = nil
 	}

@@ -8,7 +8,8 @@ import (
 // also the order in which they hear of an event: a rule may look at what the
 // ones before it said of the same connection.
 func newRules() []Rule {
-	scans, hangups := newSYNScan(), newImmediateClose()
+	ports, hangups := newPortListeners(), newImmediateClose()
+	scans := newSYNScan(ports)
 	return []Rule{
 		newAcceptQueueOverflow(),
 		backlogClamped{},
@@ -25,7 +26,7 @@ func newRules() []Rule {
 		newPortExhaustion(),
 		newTimeWaitPileup(),
 		newBindConflict(),
-		newPortClosed(scans),
+		newPortClosed(ports, scans),
 		newLocalDrop(),
 		newHalfOpen(),
 		newKeepaliveTimeout(),

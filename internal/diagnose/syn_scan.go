@@ -27,7 +27,7 @@ var docSYNScan = Doc{
 	Summary:  "one source left handshakes half done on several ports, or was refused on many",
 	Meaning: `A port scanner sends a SYN to many ports and reads the answers: SYN-ACK means open, and it does not complete the handshake but sends RST or nothing; RST means closed.
 
-It is reported for a source that within two minutes left handshakes half done on 4 ports, or was refused on 8, or anything between (a half-open port counts as two refused ones). A client with a wrong port or a stopped service is refused on one or two; one that tries a service's whole range of ports on a handful. Two minutes are more than twice what a handshake takes to expire (63 s by default). A slower scan, or one that is spread over many sources, is not told from noise; its refused SYNs show as port-closed.
+It is reported for a source that within two minutes left handshakes half done on 4 ports, or was refused on 8, or anything between (a half-open port counts as two refused ones). A client with a wrong port or a stopped service is refused on one or two; one that tries a service's whole range of ports on a handful. A port whose listener was closed less than a minute before, or has been asked for without a minute's pause since, does not count: its service restarts or is gone, and its clients look for that (port-closed). Two minutes are more than twice what a handshake takes to expire (63 s by default). A slower scan, or one that is spread over many sources, is not told from noise; its refused SYNs show as port-closed.
 
 What looks the same: health checks of a load balancer that connect to several services and reset after the SYN-ACK, and a host to which no answer gets through (then nothing comes after the SYN-ACK, and the verdict is only suspected). Sources of SYNs can be forged.
 
@@ -55,13 +55,14 @@ Where the kernel's hooks do not show half-open requests that are killed by RST, 
 
 // synScan follows each source's half-open and refused SYNs.
 type synScan struct {
+	ports *portListeners
 	found groups[Key, *prober]
 	// latest is when a scan was last seen in a namespace.
 	latest groups[uint32, int64]
 }
 
-func newSYNScan() *synScan {
-	return &synScan{groups[Key, *prober]{max: 2048}, groups[uint32, int64]{max: 1024}}
+func newSYNScan(ports *portListeners) *synScan {
+	return &synScan{ports, groups[Key, *prober]{max: 2048}, groups[uint32, int64]{max: 1024}}
 }
 
 func (*synScan) Code() string { return codeSYNScan }
@@ -115,6 +116,9 @@ func (r *synScan) Incident(x *Engine, in *timeline.Incident) {
 	case !in.Remote.IsValid():
 		return
 	case in.Kind == timeline.IncidentRefused:
+		if r.ports.restarting(in.Netns, in.Local, in.At) {
+			return // its clients look for a service, not for a port
+		}
 		p.what = probeRefused
 	case in.Kind == timeline.IncidentRequestAborted && in.Reason&rst != 0:
 		p.what = probeReset

@@ -243,7 +243,11 @@ func (r *portClosed) look(f *closedPort, h refusal) {
 	if u == nil {
 		return
 	}
-	if l := u.before(h.local, h.at); l != nil && f.closed != l && h.at-l.Closed <= int64(portRestart) {
+	l := u.before(h.local, h.at)
+	if f.closed != nil && f.closed != l || f.opened != nil && h.at-f.opened.Opened > int64(portHold) {
+		f.closed, f.opened = nil, nil // it listened again since: that was another time
+	}
+	if l != nil && f.closed == nil && h.at-l.Closed <= int64(portRestart) {
 		f.closed, f.before = l, time.Duration(h.at-l.Closed)
 		f.opened = nil
 	}

@@ -14,7 +14,9 @@ var docReconnectLoop = Doc{
 	Code:     codeReconnectLoop,
 	Severity: Error,
 	Summary:  "a client process connects to one destination again and again, and the peer ends each connection at once",
-	Meaning: `Seen from the client of a server that hangs up: at least 10 connections within 10 s, each ended by the peer's FIN or RST within 100 ms of the handshake, without a request being answered. Either nothing was exchanged, or the request got no answer, or the peer spoke a few words before it was asked anything, as a refusal does.
+	Meaning: `Seen from the client of a server that hangs up: at least 10 connections within 10 s, each ended by the peer's FIN or RST within 100 ms of the handshake, without a request being answered: either nothing was exchanged, or the request got no answer.
+
+Where the peer spoke a few words before it was asked anything, these may be a refusal, such as that of a server at its limit, or all that the service is there for (the agent of a load balancer, the time of day). Where the server is on this host too, it counts if that was found to close immediately. Of a server elsewhere it is information, and only where at least 10 such connections came within a second, as of a client that tries again at once: few services are asked so often.
 
 A request that was answered before the peer closed is ordinary (HTTP with "Connection: close") and not counted, unless the server is on this host too and was found to close immediately. A burst counts as well; where most connections were opened before those before them had ended, the verdict says "opened" and not "reconnected".
 
@@ -41,16 +43,19 @@ const (
 	loopLeast    = 10
 	loopWindow   = 10 * time.Second
 	loopLifetime = 100 * time.Millisecond
-	loopRefusal  = 256 // bytes: a longer greeting is no refusal
+	loopRefusal  = 256         // bytes: a longer greeting is no refusal
+	loopRefused  = time.Second // so many in this are hardly a service's daily work
 	loopDoubts   = 8
+	loopWords    = 64 // doubts where nothing was asked: all, as a rule, until the server is found out
 )
 
 type reconnectLoop struct {
-	found groups[Key, *loop]
+	hangups *immediateClose
+	found   groups[Key, *loop]
 }
 
-func newReconnectLoop() *reconnectLoop {
-	return &reconnectLoop{groups[Key, *loop]{max: 4096}}
+func newReconnectLoop(hangups *immediateClose) *reconnectLoop {
+	return &reconnectLoop{hangups, groups[Key, *loop]{max: 4096}}
 }
 
 func (*reconnectLoop) Code() string { return codeReconnectLoop }
@@ -58,8 +63,9 @@ func (*reconnectLoop) Doc() Doc     { return docReconnectLoop }
 
 // loop is what the processes of one name did towards one destination.
 type loop struct {
-	to  netip.AddrPort
-	who crew
+	to      netip.AddrPort
+	who     crew
+	refused bool // by words that may be no refusal
 
 	good   uint64         // connections that went otherwise, so far
 	doubts []doubtful     // of these, the newest that may not have
@@ -98,18 +104,22 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 	k.Addr = c.Remote()
 	p := r.found.get(k)
 	if p != nil {
-		(*p).reconsider()
+		r.reconsider(x, *p)
 	}
-	end, lifetime, answer := endedAtOnce(c)
+	end, lifetime, answer := r.endedAtOnce(x, c)
+	if answer == refused { // apart from what is sure
+		k.What = "refused"
+		p = r.found.get(k)
+	}
 	if p == nil && answer == answered && c.Peer() == nil || answer == otherwise && p == nil {
 		return
 	}
 	p = r.found.make(k)
 	if *p == nil {
-		*p = &loop{to: c.Remote()}
+		*p = &loop{to: c.Remote(), refused: answer == refused}
 	}
 	l := *p
-	if answer != atOnce {
+	if answer == answered || answer == otherwise {
 		l.good++
 		if answer == answered && c.Peer() != nil {
 			l.doubt(c, end, lifetime)
@@ -118,7 +128,7 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 	}
 	l.add(c, end.At, end.Kind == timeline.EntryFINReceived, lifetime)
 	oldest := l.recent[0]
-	if len(l.recent) < loopLeast || l.last-oldest.at > int64(loopWindow) || l.good-oldest.good > loopLeast {
+	if len(l.recent) < loopLeast || l.last-oldest.at > l.window() || l.good-oldest.good > loopLeast {
 		return
 	}
 	n := l.unsaid
@@ -127,9 +137,17 @@ func (r *reconnectLoop) Ended(x *Engine, c *timeline.Conn) {
 	x.Report(r, k, l, l.last, n, c)
 }
 
+// window is the time in which loopLeast make a loop.
+func (l *loop) window() int64 {
+	if l.refused {
+		return int64(loopRefused)
+	}
+	return int64(loopWindow)
+}
+
 // add counts a connection that was ended at once.
 func (l *loop) add(c *timeline.Conn, at int64, fin bool, lifetime time.Duration) {
-	if at-l.last > int64(loopWindow) || l.run == 0 {
+	if at-l.last > l.window() || l.run == 0 {
 		l.run, l.began, l.among, l.unsaid = 0, c.Seen(), 0, 0
 		l.recent = l.recent[:0]
 	}
@@ -157,17 +175,21 @@ func (l *loop) add(c *timeline.Conn, at int64, fin bool, lifetime time.Duration)
 // doubt remembers a connection whose few words may turn out to be no answer:
 // the server, on this host, is found to close immediately only after some.
 func (l *loop) doubt(c *timeline.Conn, end *timeline.Entry, lifetime time.Duration) {
-	if len(l.doubts) >= loopDoubts {
+	most := loopDoubts
+	if c.Traffic().BytesSent == 0 {
+		most = loopWords
+	}
+	if len(l.doubts) >= most {
 		l.doubts = l.doubts[:copy(l.doubts, l.doubts[1:])]
 	}
 	l.doubts = append(l.doubts, doubtful{c, end.At, end.Kind == timeline.EntryFINReceived, lifetime})
 }
 
 // reconsider counts those of the doubtful whose server was found out since.
-func (l *loop) reconsider() {
+func (r *reconnectLoop) reconsider(x *Engine, l *loop) {
 	keep := l.doubts[:0]
 	for _, d := range l.doubts {
-		if !closedImmediately(d.c.Peer()) {
+		if !r.hangups.mark(x, d.c.Peer()) {
 			keep = append(keep, d)
 			continue
 		}
@@ -178,22 +200,19 @@ func (l *loop) reconsider() {
 	l.doubts = keep
 }
 
-func closedImmediately(server *timeline.Conn) bool {
-	return server != nil && server.Tag&(1<<codeIndex[codeImmediateClose]) != 0
-}
-
 // ending is how a connection ended, from its client's point of view.
 type ending uint8
 
 const (
 	otherwise ending = iota
 	atOnce           // by the peer, right after the handshake, with no request answered
+	refused          // the same, but there were a few words, which may be a refusal
 	answered         // the same, but there was an answer, or what looks like one
 )
 
 // endedAtOnce tells how c ended; with the entry that ended it and the time from
 // the handshake to that, unless otherwise.
-func endedAtOnce(c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration, how ending) {
+func (r *reconnectLoop) endedAtOnce(x *Engine, c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration, how ending) {
 	est := c.Find(timeline.EntryEstablished)
 	end = c.Find(timeline.EntryFINReceived, timeline.EntryRSTReceived)
 	if est == nil || end == nil || c.Closer() != timeline.CloserRemote {
@@ -208,8 +227,11 @@ func endedAtOnce(c *timeline.Conn) (end *timeline.Entry, lifetime time.Duration,
 		return nil, 0, otherwise // that is the cause, and has a verdict of its own
 	}
 	t := c.Traffic()
-	if closedImmediately(p) || t.BytesReceived == 0 || t.BytesSent == 0 && t.BytesReceived <= loopRefusal {
+	switch {
+	case t.BytesReceived == 0 || r.hangups.mark(x, p):
 		return end, lifetime, atOnce
+	case p == nil && t.BytesSent == 0 && t.BytesReceived <= loopRefusal:
+		return end, lifetime, refused
 	}
 	return end, lifetime, answered
 }
@@ -226,7 +248,7 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 		v.Confidence = Likely
 		said = fmt.Sprintf("at most %s sent and %s received", Bytes(l.sent), Bytes(l.received))
 	case l.received > 0:
-		v.Confidence = Suspected
+		v.Confidence = Likely
 		said = fmt.Sprintf("at most %s received, nothing sent", Bytes(l.received))
 	case l.sent > 0:
 		v.Confidence = Likely
@@ -247,6 +269,12 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 	}
 	v.Story = fmt.Sprintf("%s %s in %s to %s, each %s by the peer within %s, %s",
 		l.who.name(), did, timeline.Duration(window), destination(l.to), how, timeline.Duration(l.lifetime), said)
+	v.Fix = docReconnectLoop.Fix
+	if l.refused {
+		v.Severity, v.Confidence, v.Which = Info, Suspected, "refused"
+		v.Story += ": refused, unless a few words are all that the service is for"
+		v.Fix = []string{"see what the server says before it closes (`nc HOST PORT`): a refusal names its reason, such as a limit of connections", docReconnectLoop.Fix[1]}
+	}
 	v.Evidence = Evidence{
 		{Key: "count", Value: int64(l.count)},
 		{Key: "window_ms", Value: milliseconds(window)},
@@ -257,5 +285,4 @@ func (l *loop) Describe(x *Engine, v *Verdict) {
 		{Key: "ended_by", Value: by},
 	}
 	v.Evidence = append(v.Evidence, l.who.facts()...)
-	v.Fix = docReconnectLoop.Fix
 }

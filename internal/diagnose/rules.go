@@ -16,7 +16,7 @@ func newRules() []Rule {
 		newSYNQueueOverflow(),
 		scans,
 		hangups,
-		newReconnectLoop(),
+		newReconnectLoop(hangups),
 		newCloseWaitLeak(),
 		newFinWaitStuck(),
 		newZeroWindow(),

@@ -236,6 +236,10 @@ func (r *localDrop) hit(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		syn = d.out
 	case event.StateNewSynRecv, event.StateSynRecv:
 		synack = d.out
+	case event.StateFinWait1, event.StateFinWait2:
+		// After shutdown() of sending alone, the answer is waited for.
+		fin := c.Find(timeline.EntryFINSent)
+		late = c.Orphan() || c.Phase() == timeline.PhaseEnded || fin != nil && fin.ByClose()
 	default:
 		late = true
 	}

@@ -68,19 +68,26 @@ Not reported: what TCP itself discards (old and duplicate data), segments refuse
 type localDrop struct {
 	found groups[Key, *drops]
 	held  []heldDrop // SYNs that may be a local client's, in the order of arrival
-	// mine are SYNs of local clients that were dropped, by client and server.
-	mine groups[[2]netip.AddrPort, *timeline.Conn]
+	// mine are local clients whose SYN was dropped, by where that was.
+	mine groups[synPath, *timeline.Conn]
 }
 
 func newLocalDrop() *localDrop {
 	return &localDrop{
 		found: groups[Key, *drops]{max: 1024},
-		mine:  groups[[2]netip.AddrPort, *timeline.Conn]{max: 4096},
+		mine:  groups[synPath, *timeline.Conn]{max: 4096},
 	}
 }
 
 func (*localDrop) Code() string { return codeLocalDrop }
 func (*localDrop) Doc() Doc     { return docLocalDrop }
+
+// synPath is where a SYN came in, which may be another network namespace than
+// its client's.
+type synPath struct {
+	netns         uint32
+	local, remote netip.AddrPort
+}
 
 // heldDrop is a dropped SYN that came in.
 type heldDrop struct {
@@ -89,6 +96,14 @@ type heldDrop struct {
 	local, remote netip.AddrPort
 	d             dropped
 	n             uint64
+}
+
+func (h *heldDrop) path() synPath { return synPath{h.netns, h.local, h.remote} }
+
+// of reports whether the SYN can be c's. What is sent to a loopback address does
+// not leave its namespace.
+func (h *heldDrop) of(c *timeline.Conn) bool {
+	return h.remote == c.Local() && h.local == c.Remote() && (h.netns == c.Netns() || !h.local.Addr().IsLoopback())
 }
 
 // dropped tells a drop's reason and place.
@@ -299,7 +314,7 @@ func (r *localDrop) Incident(x *Engine, in *timeline.Incident) {
 		x.Report(r, k, f, in.At, n)
 	case !in.Out && isSYN && in.Remote.IsValid():
 		h := heldDrop{in.At, in.Netns, in.Local, in.Remote, d, n}
-		if p := r.mine.get([2]netip.AddrPort{h.remote, h.local}); p != nil {
+		if p := r.mine.get(h.path()); p != nil && (*p).State() == event.StateSynSent && (*p).Phase() != timeline.PhaseEnded {
 			r.clients(x, *p, h)
 			return
 		}
@@ -321,11 +336,11 @@ func (r *localDrop) claim(x *Engine, c *timeline.Conn) {
 	}
 	rest := r.held[:0]
 	for _, h := range r.held {
-		if h.remote != c.Local() || h.local != c.Remote() {
+		if !h.of(c) {
 			rest = append(rest, h)
 			continue
 		}
-		*r.mine.make([2]netip.AddrPort{h.remote, h.local}) = c
+		*r.mine.make(h.path()) = c
 		r.clients(x, c, h)
 	}
 	r.held = rest

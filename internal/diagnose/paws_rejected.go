@@ -12,7 +12,8 @@ import (
 const codePAWSRejected = "paws-rejected"
 
 // pawsHurts is how many segments of one connection that are refused are more
-// than late copies of what was retransmitted.
+// than late copies of what was retransmitted, if they come no further apart than
+// dropApart on average.
 const pawsHurts = 3
 
 var docPAWSRejected = Doc{
@@ -21,17 +22,17 @@ var docPAWSRejected = Doc{
 	Summary:  "segments were refused because their timestamps are older than those before (PAWS, RFC 7323)",
 	Meaning: `With TCP timestamps, a segment whose timestamp lies before the newest one of its connection is taken for a leftover of old times and dropped. That is right for leftovers. It hits live traffic where one address and port stand for several clocks: hosts behind NAT or a load balancer of which each has a clock of its own, a middlebox that rewrites timestamps or goes back to an older state, a virtual machine that was set back.
 
-The phase says what was refused. established: data of a living connection; the sender hears the last ACK again, retransmits, and stalls. time-wait: a new SYN, from an address and port that were in use shortly before; the client hears an ACK instead of SYN-ACK, and connects late or not at all. request: the ACK that completes a handshake; the connection comes late or not at all.
+The phase says what was refused. established: data of a living connection; the sender hears the last ACK again, retransmits, and stalls. time-wait: a new SYN, from an address and port that were in use shortly before; the client hears an ACK instead of SYN-ACK, and connects late or not at all. request: the ACK that completes a handshake; the connection comes late or not at all. unknown: one of these, of a socket that was not known and that the kernel did not show.
 
-On an established connection it is information up to two segments: a late copy of a segment that was retransmitted meanwhile is refused so, and nobody misses it. From the third on, and in the other phases, it is a warning.
+On an established connection it is information up to two segments in a row, no further apart than 20 s on average: a late copy of a segment that was retransmitted meanwhile is refused so, and nobody misses it. From the third on, and in the other phases, it is a warning. So it is where the phase is unknown.
 
 Not reported: old pure ACKs that were overtaken on their way (TCP_RFC7323_PAWS_ACK), which do no harm.`,
 	Counts: "segments",
 	Evidence: []DocKey{
 		{"count", "count", "segments refused so far"},
-		{"phase", "", "established, time-wait or request"},
+		{"phase", "", "established, time-wait, request or unknown"},
 		{"reason", "", "the kernel's name, enum skb_drop_reason"},
-		{"connections", "count", "of how many remote addresses and ports"},
+		{"connections", "count", "of how many connections, told apart by their addresses and ports"},
 		{"remote", "", "one of them, the newest"},
 	},
 	Fix: []string{
@@ -58,6 +59,7 @@ const oldACK = "TCP_RFC7323_PAWS_ACK"
 const (
 	phaseTimeWait = "time-wait"
 	phaseRequest  = "request"
+	phaseUnknown  = "unknown"
 )
 
 type pawsRejected struct {
@@ -78,10 +80,19 @@ type refusedOld struct {
 	phase  string
 	reason string
 	count  uint64
-	most   uint64 // of one connection
-	from   map[netip.AddrPort]uint64
-	more   bool // than from holds
+	most   uint64 // in a row, of one connection
+	conns  map[pawsEnds]pawsRow
+	more   bool // than conns holds
 	newest netip.AddrPort
+}
+
+// pawsEnds are a connection's addresses.
+type pawsEnds struct{ local, remote netip.AddrPort }
+
+// pawsRow are the newest segments of a connection that came soon after each other.
+type pawsRow struct {
+	n     uint64
+	began int64
 }
 
 func (r *pawsRejected) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
@@ -105,7 +116,7 @@ func (r *pawsRejected) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	}
 	key := Key{Netns: c.Netns(), PID: c.Owner().PID, Addr: at, What: phase}
 	f := r.finding(key, kind, c.Owner())
-	f.add(reason, c.Remote(), 1)
+	f.add(reason, pawsEnds{c.Local(), c.Remote()}, e.Until(), 1)
 	x.Report(r, key, f, e.Until(), 1, c)
 }
 
@@ -121,13 +132,19 @@ func (r *pawsRejected) Incident(x *Engine, in *timeline.Incident) {
 	}
 	const syn, ack = 0x02, 0x10
 	phase := phaseEstablished
-	switch {
-	case strings.Contains(reason, "_TW_") && in.TCPFlags&(syn|ack) != syn:
-		return // late, of the connection that ended
-	case strings.Contains(reason, "_TW_") || in.TCPFlags&syn != 0:
-		phase = phaseTimeWait
-	case in.Listener != nil:
+	switch in.State {
+	case event.StateListen, event.StateNewSynRecv, event.StateSynRecv:
 		phase = phaseRequest
+	case event.StateTimeWait:
+		phase = phaseTimeWait
+	case event.StateUnknown, event.StateSynSent, event.StateClose:
+		phase = phaseUnknown
+	}
+	if strings.Contains(reason, "_TW_") {
+		phase = phaseTimeWait
+	}
+	if phase == phaseTimeWait && in.TCPFlags&(syn|ack) != syn {
+		return // late, of the connection that ended
 	}
 	key := Key{Netns: in.Netns, Addr: in.Local, What: phase}
 	kind := "port"
@@ -138,32 +155,37 @@ func (r *pawsRejected) Incident(x *Engine, in *timeline.Incident) {
 	}
 	f := r.finding(key, kind, owner)
 	n := max(in.Count, 1)
-	f.add(reason, in.Remote, n)
+	f.add(reason, pawsEnds{in.Local, in.Remote}, in.At, n)
 	x.Report(r, key, f, in.At, n)
 }
 
 func (r *pawsRejected) finding(k Key, kind string, owner timeline.Owner) *refusedOld {
 	p := r.found.make(k)
 	if *p == nil {
-		*p = &refusedOld{at: k.Addr, kind: kind, owner: owner, phase: k.What, from: make(map[netip.AddrPort]uint64)}
+		*p = &refusedOld{at: k.Addr, kind: kind, owner: owner, phase: k.What, conns: make(map[pawsEnds]pawsRow)}
 	}
 	return *p
 }
 
-func (f *refusedOld) add(reason string, from netip.AddrPort, n uint64) {
+func (f *refusedOld) add(reason string, of pawsEnds, at int64, n uint64) {
 	f.reason = reason
 	f.count += n
-	if !from.IsValid() {
+	if !of.remote.IsValid() {
 		f.more = true
 		return
 	}
-	f.newest = from
-	if _, known := f.from[from]; !known && len(f.from) >= maxAddresses {
+	f.newest = of.remote
+	row, known := f.conns[of]
+	if !known && len(f.conns) >= maxAddresses {
 		f.more = true
 		return
 	}
-	f.from[from] += n
-	f.most = max(f.most, f.from[from])
+	row.n += n
+	if !known || at-row.began > int64(row.n)*int64(dropApart) {
+		row = pawsRow{n, at} // the ones before were another matter, or another connection's
+	}
+	f.conns[of] = row
+	f.most = max(f.most, row.n)
 }
 
 func (f *refusedOld) Describe(x *Engine, v *Verdict) {
@@ -192,12 +214,15 @@ func (f *refusedOld) Describe(x *Engine, v *Verdict) {
 		}
 	default:
 		v.Story = fmt.Sprintf("%s on established connections of %s refused for old timestamps", segments, f.owner.Name())
+		if f.phase == phaseUnknown {
+			v.Story = fmt.Sprintf("%s for %s refused for old timestamps", segments, destination(f.at))
+		}
 		if f.most < pawsHurts {
 			v.Severity = Info
 			v.Story += ": as late copies of retransmitted segments are"
 		}
 	}
-	connections := Fact{Key: "connections", Value: int64(len(f.from))}
+	connections := Fact{Key: "connections", Value: int64(len(f.conns))}
 	if f.more {
 		connections.Note = "at least"
 	}

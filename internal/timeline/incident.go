@@ -31,6 +31,7 @@ type Incident struct {
 	Facts    event.Listener // of the listener, zero where not known
 	Err      uint16
 	Reason   uint32
+	State    event.State // of the socket that the segment was for, 0 unknown
 	Flags    event.Flags
 	TCPFlags uint8 // of the segment dropped, or answered
 	Out      bool
@@ -42,7 +43,7 @@ type Incident struct {
 func (t *Tracker) incident(e *event.Event, kind IncidentKind) {
 	in := Incident{
 		At: e.Time, Kind: kind, Netns: e.Netns, Local: e.Local, Remote: e.Remote,
-		Facts: e.Listener, Err: e.Err, Reason: e.Reason, Flags: e.Flags,
+		Facts: e.Listener, Err: e.Err, Reason: e.Reason, State: e.New, Flags: e.Flags,
 		TCPFlags: e.TCPFlags, Out: e.Out, Where: e.Where, Count: e.Times(),
 	}
 	if p := t.process(e); p != nil {

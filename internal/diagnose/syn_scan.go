@@ -29,7 +29,7 @@ var docSYNScan = Doc{
 
 It is reported for a source that within two minutes left handshakes half done on 4 ports, or was refused on 8, or anything between (a half-open port counts as two refused ones). A client with a wrong port or a stopped service is refused on one or two; one that tries a service's whole range of ports on a handful. A port whose listener was closed less than a minute before, or has been asked for without a minute's pause since, does not count: its service restarts or is gone, and its clients look for that (port-closed). Two minutes are more than twice what a handshake takes to expire (63 s by default). A slower scan, or one that is spread over many sources, is not told from noise; its refused SYNs show as port-closed.
 
-What looks the same: health checks of a load balancer that connect to several services and reset after the SYN-ACK, and a host to which no answer gets through (then nothing comes after the SYN-ACK, and the verdict is only suspected). Sources of SYNs can be forged.
+What looks the same: health checks of a load balancer that connect to several services and reset after the SYN-ACK, and a host to which no answer gets through (then nothing comes after the SYN-ACK, and the verdict is only suspected; where this host itself is seen to drop the SYN-ACKs or what answers them, that is local-drop, and no scan). Sources of SYNs can be forged.
 
 Where the kernel's hooks do not show half-open requests that are killed by RST, or RSTs of closed ports, a scan may go unseen (see doctor).`,
 	Counts: "handshakes left half done and SYNs refused",
@@ -100,9 +100,11 @@ func scanKey(netns uint32, source netip.Addr) Key {
 	return Key{Netns: netns, Addr: netip.AddrPortFrom(source, 0)}
 }
 
-// Entry hears of SYN-ACKs that were never answered.
+// Entry hears of SYN-ACKs that were never answered, unless this host dropped them
+// or their answer.
 func (r *synScan) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
-	if e.Kind != timeline.EntryExpired || c.Incomplete() || c.QueueWasFull() || c.Find(timeline.EntryRequestDropped) != nil {
+	if e.Kind != timeline.EntryExpired || c.Incomplete() || c.QueueWasFull() ||
+		c.Find(timeline.EntryRequestDropped, timeline.EntrySegmentDropped) != nil {
 		return
 	}
 	r.add(x, c.Netns(), c.Remote().Addr(), probe{at: e.At, conn: c, n: 1, port: c.Local().Port(), what: probeSilent})

@@ -81,6 +81,13 @@ func (f *Filter) MatchTuple(netns uint32, local, remote netip.AddrPort) bool {
 	return true
 }
 
+// MatchBound is the same for what has an end here and no other, a listener or a
+// bind() that failed: one that is not there is not the one that was asked for.
+// MatchTuple lets it through, since connections that are meant may come of it.
+func (f *Filter) MatchBound(netns uint32, local netip.AddrPort) bool {
+	return len(f.RemotePorts) == 0 && (len(f.Addrs) == 0 || f.addr(local)) && f.MatchTuple(netns, local, netip.AddrPort{})
+}
+
 // Vague reports whether a connection only may be meant because its local port
 // is not known yet: connect() has not chosen one.
 func (f *Filter) Vague(local, remote netip.AddrPort) bool {

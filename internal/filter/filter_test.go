@@ -157,6 +157,39 @@ func TestMatchConn(t *testing.T) {
 	}
 }
 
+// TestMatchBound: what has no other end does not have the one that is asked for.
+func TestMatchBound(t *testing.T) {
+	prefix := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	for _, c := range []struct {
+		name   string
+		filter Filter
+		local  string
+		want   bool
+	}{
+		{"everything", Filter{}, "127.0.0.1:80", true},
+		{"rport", Filter{RemotePorts: []uint16{80}}, "127.0.0.1:80", false},
+		{"rport, lport", Filter{RemotePorts: []uint16{5432}, LocalPorts: []uint16{80}}, "127.0.0.1:80", false},
+		{"lport", Filter{LocalPorts: []uint16{80}}, "127.0.0.1:80", true},
+		{"other lport", Filter{LocalPorts: []uint16{81}}, "127.0.0.1:80", false},
+		{"port", Filter{Ports: []uint16{80}}, "127.0.0.1:80", true},
+		{"other port", Filter{Ports: []uint16{81}}, "127.0.0.1:80", false},
+		{"any port wanted", Filter{LocalPorts: []uint16{81}}, "127.0.0.1:0", true},
+		{"its address", Filter{Addrs: prefix("127.0.0.0/8")}, "127.0.0.1:80", true},
+		{"other address", Filter{Addrs: prefix("10.0.0.0/8")}, "127.0.0.1:80", false},
+		{"all addresses", Filter{Addrs: prefix("10.0.0.0/8")}, "0.0.0.0:80", true},
+		{"all addresses, IPv6", Filter{Addrs: prefix("10.0.0.0/8")}, "[::]:80", true},
+		{"other netns", Filter{Netns: []uint32{8}}, "127.0.0.1:80", false},
+	} {
+		local := netip.MustParseAddrPort(c.local)
+		if got := c.filter.MatchBound(7, local); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+		if c.want && !c.filter.MatchTuple(7, local, netip.AddrPort{}) {
+			t.Errorf("%s: it is shown, but not tracked", c.name)
+		}
+	}
+}
+
 func TestNearest(t *testing.T) {
 	words := []string{"connect-refused", "connect-timeout", "reset-sent", "port", "A"}
 	for typed, want := range map[string]string{

@@ -160,7 +160,7 @@ func (m *Machine) raw(e *event.Event) {
 		c = m.met
 	}
 	f := &m.o.Filter
-	if m.narrow && !f.MatchTuple(e.Netns, e.Local, e.Remote) || !m.late(m.clock.Stamp(e.Time)) {
+	if !m.reaches(e) || !m.late(m.clock.Stamp(e.Time)) {
 		return
 	}
 	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
@@ -177,6 +177,20 @@ func (m *Machine) raw(e *event.Event) {
 		id = c.ID()
 	}
 	m.o.Raw(e, m.clock.Stamp(e.Time), id)
+}
+
+// reaches reports whether the filter means the addresses of an event.
+func (m *Machine) reaches(e *event.Event) bool {
+	g := (*gate)(m)
+	switch e.Kind {
+	case event.KindListen, event.KindBindFailed:
+		return g.bound(e.Netns, e.Local)
+	case event.KindState, event.KindSnapshot:
+		if e.New == event.StateListen || e.Old == event.StateListen && e.New == event.StateClose {
+			return g.bound(e.Netns, e.Local)
+		}
+	}
+	return g.tuple(e.Netns, e.Local, e.Remote)
 }
 
 // late reports whether a time, 0 unknown, is one that was asked for.
@@ -295,6 +309,12 @@ func (g *gate) tuple(netns uint32, local, remote netip.AddrPort) bool {
 	return !g.narrow || g.o.Filter.MatchTuple(netns, local, remote)
 }
 
+// bound is tuple for a listener or a bind(). What comes to a listener is told of
+// connections and incidents, which have another end.
+func (g *gate) bound(netns uint32, local netip.AddrPort) bool {
+	return !g.narrow || g.o.Filter.MatchBound(netns, local)
+}
+
 func (g *gate) of(c *timeline.Conn) bool {
 	return !g.narrow || g.o.Filter.MatchTuple(c.Netns(), c.Local(), c.Remote())
 }
@@ -359,7 +379,7 @@ func (m *Machine) wanted(c *timeline.Conn) bool {
 }
 
 func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {
-	if !g.tuple(l.Netns, l.Addr, netip.AddrPort{}) {
+	if !g.bound(l.Netns, l.Addr) {
 		return
 	}
 	g.engine.Listener(l, e)
@@ -372,7 +392,11 @@ func (g *gate) Listener(l *timeline.Listener, e *timeline.Entry) {
 }
 
 func (g *gate) Incident(in *timeline.Incident) {
-	if g.tuple(in.Netns, in.Local, in.Remote) {
+	meant := g.tuple(in.Netns, in.Local, in.Remote)
+	if in.Kind == timeline.IncidentBindFailed {
+		meant = g.bound(in.Netns, in.Local)
+	}
+	if meant {
 		g.engine.Incident(in)
 	}
 }

@@ -323,6 +323,7 @@ func TestFilter(t *testing.T) {
 		{"port", filter.Filter{Ports: []uint16{80}}, 3, 1, 0},
 		{"state", filter.Filter{States: []event.State{event.StateSynRecv}}, 1, 0, 0},
 		{"address", filter.Filter{Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/32")}}, 3, 1, 1},
+		{"remote port", filter.Filter{RemotePorts: []uint16{5432}}, 2, 0, 1},
 		{"cgroup", filter.Filter{Cgroups: []string{"/system.slice"}}, 3, 1, 0},
 		{"namespace", filter.Filter{Netns: []uint32{8}}, 0, 0, 0},
 	} {

@@ -147,8 +147,14 @@ func (v *Survey) Add(e *event.Event, owner Owner) (Socket, bool) {
 
 func (v *Survey) match(s *Socket) bool {
 	f := &v.o.Filter
-	return f.MatchTuple(s.Netns, s.Local, s.Remote) &&
-		f.MatchProcess(s.Owner.PID, s.Owner.Comm, s.Owner.Cgroup) && f.MatchState(s.State)
+	if s.Role == RoleListener {
+		if !f.MatchBound(s.Netns, s.Local) {
+			return false
+		}
+	} else if !f.MatchTuple(s.Netns, s.Local, s.Remote) {
+		return false
+	}
+	return f.MatchProcess(s.Owner.PID, s.Owner.Comm, s.Owner.Cgroup) && f.MatchState(s.State)
 }
 
 // listen remembers a listener, whatever the filter is.

@@ -194,11 +194,11 @@ func (u *ui) run(ctx context.Context, r running) error {
 	end := t.report()
 	end.Failing = r.failing(brief)
 	u.leave(c)
-	closed = true
+	closed, end.Left = true, c.Left()
 	if err != nil {
 		u.complain("error", err.Error())
 	}
-	if !r.quiet || err != nil || len(brief.Codes(diagnose.Info)) > 0 || brief.LostEvents() > 0 || t.Lost() > 0 || len(end.Running) > 0 {
+	if !r.quiet || err != nil || len(brief.Codes(diagnose.Info)) > 0 || brief.LostEvents() > 0 || t.Lost() > 0 || len(end.Running) > 0 || end.Left != "" {
 		// There is nobody to tell if this fails.
 		_ = brief.Write(end)
 	}

@@ -176,25 +176,41 @@ func procs(dir string) []uint32 {
 }
 
 // remove moves what still runs to where it would have been without tcptrace,
-// and removes the cgroup. A process that ends needs a moment to leave it.
-func (c *cgroup) remove() error {
+// and removes the cgroup. What the command put into a cgroup of its own beneath
+// belongs there: then the tree is left, and named. A process that ends needs a
+// moment to leave.
+func (c *cgroup) remove() (left string, err error) {
 	if c.fd != nil {
 		c.fd.Close()
 		c.fd = nil
 	}
-	var err error
 	for range 50 {
-		for _, dir := range c.dirs() {
-			for _, pid := range procs(dir) {
-				// An error is of a process that has ended, or shows below.
-				_ = os.WriteFile(filepath.Join(c.parent, "cgroup.procs"), strconv.AppendUint(nil, uint64(pid), 10), 0)
-			}
-			err = os.Remove(dir)
+		for _, pid := range procs(c.dir) {
+			// An error is of a process that has ended, or shows below.
+			_ = os.WriteFile(filepath.Join(c.parent, "cgroup.procs"), strconv.AppendUint(nil, uint64(pid), 10), 0)
 		}
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			return nil
+		if left = ""; c.inhabited() {
+			left = c.dir
+		} else {
+			for _, dir := range c.dirs() {
+				err = os.Remove(dir)
+			}
+			if err == nil || errors.Is(err, os.ErrNotExist) {
+				return "", nil
+			}
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return fmt.Errorf("removing the command's cgroup: %w", err)
+	if left != "" {
+		return left, nil
+	}
+	return "", fmt.Errorf("removing the command's cgroup: %w", err)
+}
+
+// inhabited reports whether a process is in a cgroup beneath.
+func (c *cgroup) inhabited() bool {
+	return slices.ContainsFunc(c.dirs(), func(dir string) bool {
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+		return err == nil && dir != c.dir && strings.Contains(string(b), "populated 1")
+	})
 }

@@ -83,6 +83,7 @@ type Command struct {
 	forks   *probe.Forks
 	memlock unix.Rlimit
 	process *os.Process
+	left    string
 }
 
 // New finds the command and prepares to follow it. Nothing runs yet. It notes
@@ -175,7 +176,7 @@ func (c *Command) Start() error {
 	// The command has not run: clone3() into the cgroup was refused, as by a
 	// seccomp filter.
 	c.log.Info("the command could not be started in a cgroup of its own", zap.Error(err))
-	if err := c.cgroup.remove(); err != nil {
+	if _, err := c.cgroup.remove(); err != nil {
 		c.log.Warn("the command's cgroup stays", zap.Error(err))
 	}
 	c.cgroup = nil
@@ -309,12 +310,18 @@ func (c *Command) Running() []uint32 {
 	return living
 }
 
+// Left is the command's cgroup if Close had to leave it, with processes that are
+// in cgroups that the command made beneath it; else "".
+func (c *Command) Left() string { return c.left }
+
 // Close stops following. What still runs goes on; the command's cgroup is
-// removed, and what is in it moved to where it would have been without it.
+// removed, and what is directly in it moved to where it would have been without.
 func (c *Command) Close() error {
 	var errs []error
 	if c.cgroup != nil {
-		errs = append(errs, c.cgroup.remove())
+		var err error
+		c.left, err = c.cgroup.remove()
+		errs = append(errs, err)
 	}
 	if c.forks != nil {
 		errs = append(errs, c.forks.Close())

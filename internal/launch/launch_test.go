@@ -2,7 +2,9 @@ package launch
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -59,6 +61,41 @@ func TestFind(t *testing.T) {
 		assert.Equal(t, want.Status, not.Status, name)
 		assert.ErrorContains(t, err, "running "+name+": ")
 	}
+}
+
+// TestCgroupLeft: what the command put into a cgroup of its own stays there.
+func TestCgroupLeft(t *testing.T) {
+	c, err := newCgroup()
+	if err != nil {
+		t.Skip("no cgroup can be made here: ", err)
+	}
+	own := filepath.Join(c.dir, "own")
+	require.NoError(t, os.MkdirAll(filepath.Join(own, "empty"), 0o755))
+	start := func(dir string) *exec.Cmd {
+		cmd := exec.Command("sleep", "60")
+		require.NoError(t, cmd.Start())
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(cmd.Process.Pid), 10), 0))
+		return cmd
+	}
+	in := func(cmd *exec.Cmd) string {
+		path, err := unified(strconv.Itoa(cmd.Process.Pid))
+		require.NoError(t, err)
+		return path
+	}
+	a, b := start(c.dir), start(own)
+	left, err := c.remove()
+	require.NoError(t, err)
+	assert.Equal(t, c.dir, left)
+	assert.Equal(t, filepath.Dir(c.path), in(a), "it was put there for the run")
+	assert.Equal(t, filepath.Join(c.path, "own"), in(b))
+
+	require.NoError(t, b.Process.Kill())
+	_ = b.Wait()
+	left, err = c.remove()
+	require.NoError(t, err)
+	assert.Empty(t, left)
+	assert.NoDirExists(t, c.dir)
 }
 
 func TestUnified(t *testing.T) {

@@ -23,6 +23,7 @@ type Command struct {
 	Follow   string        // how its processes are known
 	Caveat   string        // what that can miss
 	Running  []uint32      // descendants that live on
+	Left     string        // a cgroup that had to stay, since processes are in others beneath it; "" none
 	Failing  []string      // codes because of which tcptrace exits with a status of its own
 }
 
@@ -207,6 +208,9 @@ func (b *Brief) Write(c *Command) error {
 	}
 	b.losses(s)
 	t.running(2, c)
+	if c.Left != "" {
+		t.para("  left  ", dim, "cgroup "+Safe(c.Left)+": processes are in what the command made beneath it", plain)
+	}
 	t.followed(c)
 	if b.start != nil && len(b.start.Unknowable) > 0 {
 		t.para("  not known  ", dim, fmt.Sprintf("%d things, with this kernel or these privileges: see `tcptrace doctor`", len(b.start.Unknowable)), dim)

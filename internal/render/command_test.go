@@ -19,6 +19,7 @@ func ended() *Command {
 		Time: at(2 * time.Second), Args: []string{"sh", "-c", "exit 7", hostile}, Status: 7, Ended: "exit status 7",
 		Duration: 1500 * time.Millisecond, Follow: "cgroup and forks", Caveat: "not what a service starts",
 		Running: []uint32{101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112},
+		Left:    "/sys/fs/cgroup/tcptrace-run-1",
 		Failing: []string{"accept-queue-overflow"},
 	}
 }

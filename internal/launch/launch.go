@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -49,6 +50,15 @@ func Find(name string) (path string, err error) {
 	}
 	if err == nil {
 		return path, nil
+	}
+	// As execvp(3): what is there and cannot be executed is no reason to stop
+	// looking, but to say so in the end.
+	if errors.Is(err, exec.ErrNotFound) && !strings.Contains(name, "/") {
+		for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+			if _, serr := os.Stat(filepath.Join(dir, name)); serr == nil || errors.Is(serr, os.ErrPermission) {
+				err = os.ErrPermission
+			}
+		}
 	}
 	return "", failed(name, err)
 }

@@ -48,8 +48,22 @@ func TestFind(t *testing.T) {
 	_, err = Find("tool")
 	require.NoError(t, err)
 
+	// One that cannot be executed is passed over for one that can.
+	other := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(other, "tool"), nil, 0o644))
+	t.Setenv("PATH", other+":"+dir)
+	path, err = Find("tool")
+	require.NoError(t, err)
+	assert.Equal(t, tool, path)
+	require.NoError(t, os.Mkdir(filepath.Join(other, "directory"), 0o755))
+	for _, name := range []string{"plain", "directory"} {
+		_, err = Find(name)
+		require.EqualError(t, err, "running "+name+": permission denied")
+	}
+
 	for name, want := range map[string]Error{
 		"nowhere":                   {127, nil},
+		"plain":                     {126, nil},
 		filepath.Join(dir, "no"):    {127, nil},
 		filepath.Join(plain, "sub"): {126, nil},
 		plain:                       {126, nil},

@@ -11,8 +11,15 @@ import (
 // crewKey is a key about processes of one name rather than about one process:
 // a loop in a shell runs a new one each time, and has one trouble. Where the
 // user asked for some processes only, these are kept apart from others.
+//
+// Namespaces that end soon can have one number, one after the other: processes
+// of one that is not known to be there have nothing in common but that.
 func (x *Engine) crewKey(netns uint32, o timeline.Owner) Key {
-	return Key{Netns: netns, Comm: o.Comm, Other: x.o.Mine != nil && !x.o.Mine(o)}
+	k := Key{Netns: netns, Comm: o.Comm, Other: x.o.Mine != nil && !x.o.Mine(o), Again: x.again[netns]}
+	if !x.netns[netns].Known {
+		k.PID = o.PID
+	}
+	return k
 }
 
 // crew are processes of one name that a finding is about.
@@ -96,4 +103,4 @@ var docCrew = []DocKey{
 	{"pids", "", "theirs, of the newest eight"},
 }
 
-const docCrewMeaning = `Processes of one name count together: a loop in a shell starts a new one each time.`
+const docCrewMeaning = `Processes of one name count together: a loop in a shell starts a new one each time. Not those of different network namespaces, nor of one that was not found.`

@@ -120,6 +120,7 @@ type Key struct {
 	Comm  string // where all processes of a name are one, see crewKey
 	Other bool   // likewise: they are others than those asked for
 	Addr  netip.AddrPort
+	Again uint64 // likewise: which namespace of that number, see Engine.Namespace
 	What  string // anything further
 }
 
@@ -149,6 +150,8 @@ type Engine struct {
 	now        int64
 	tracker    *timeline.Tracker
 	netns      map[uint32]event.Namespace
+	again      map[uint32]uint64 // by number, of namespaces that may be others than those before
+	renewed    uint64
 	sockets    wishes // namespaces whose sockets should be looked at
 
 	kept    map[liveKey]*live
@@ -178,6 +181,7 @@ func New(o Options, s Sink) *Engine {
 		o:      o,
 		sink:   s,
 		netns:  make(map[uint32]event.Namespace),
+		again:  make(map[uint32]uint64),
 		kept:   make(map[liveKey]*live),
 		totals: make(map[string]uint64),
 	}
@@ -245,11 +249,18 @@ func (x *Engine) Incident(in *timeline.Incident) {
 	}
 }
 
-// Namespace implements [timeline.Observer].
+// Namespace implements [timeline.Observer]. Of one that was known and is not any
+// more, the number may be another's from now on.
 func (x *Engine) Namespace(ns event.Namespace) {
 	const most = 4096
-	if _, known := x.netns[ns.Inode]; !known && len(x.netns) >= most {
+	was, known := x.netns[ns.Inode]
+	if !known && len(x.netns) >= most {
 		clear(x.netns)
+		clear(x.again)
+	}
+	if was.Known && !ns.Known {
+		x.renewed++
+		x.again[ns.Inode] = x.renewed
 	}
 	x.netns[ns.Inode] = ns
 }

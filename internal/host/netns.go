@@ -452,6 +452,16 @@ func Enter(n Netns, fn func() error) error {
 	return <-result
 }
 
+// Cookie returns the number that the kernel gives to no other namespace, 0 where
+// it has none (before 5.14).
+func Cookie(n Netns) (c uint64, err error) {
+	err = Enter(n, func() error {
+		c = cookie()
+		return nil
+	})
+	return c, err
+}
+
 // cookie returns the number that the kernel never gives to another network
 // namespace, unlike the inode number, which is reused; or 0 where the kernel
 // cannot tell (before 5.14). It is of the calling thread's namespace: call it

@@ -176,19 +176,19 @@ var errReused = errors.New("two namespaces had this number, one after the other"
 // that came into being while its events were counted began at nothing on both
 // sides, and the two are still as one; of one that merely could not be seen
 // before, the kernel has counted more. For one that is known it takes note of
-// another way into it.
-func (a *auditor) add(ns host.Netns) {
+// another way into it, and reports whether it is surely the one that it was.
+func (a *auditor) add(ns host.Netns) (same bool) {
 	if known := a.spaces[ns.Inode]; known != nil {
 		c, err := host.ReadCounters(ns)
 		known.ns = ns
 		if err == nil && known.err == nil && c.Cookie != known.first.cookie {
 			known.err = errReused
 		}
-		return
+		return err == nil && known.err == nil && c.Cookie != 0
 	}
 	if len(a.spaces) >= maxAudited {
 		a.skipped++
-		return
+		return false
 	}
 	readings, errs := a.read([]host.Netns{ns}, fewAttempts)
 	if err := errs[ns.Inode]; err != nil {
@@ -197,7 +197,7 @@ func (a *auditor) add(ns host.Netns) {
 		} else {
 			a.spaces[ns.Inode] = &audit{ns: ns, err: err}
 		}
-		return
+		return false
 	}
 	delete(a.missed, ns.Inode)
 	r := readings[ns.Inode]
@@ -208,6 +208,7 @@ func (a *auditor) add(ns host.Netns) {
 	}
 	zero := make([]uint64, len(audited))
 	a.spaces[ns.Inode] = &audit{ns: ns, first: reading{cookie: r.cookie, kernel: zero, seen: zero, steady: r.steady && apart == 0}, zero: true}
+	return false
 }
 
 // underWay is how far the two sides may be apart where both began at nothing: a

@@ -131,6 +131,7 @@ type live struct {
 	aside   []event.Event   // buffer of meanwhile
 	again   bool            // they are to be looked at again
 	last    event.Event     // of the newest namespace and process, for the fast path
+	self    uint32          // the own namespace, which does not end
 	owners  bool            // /proc shows the kernel's process ids
 	blind   bool            // sockets cannot be listed here
 	limit   map[uint32]bool // nil: all namespaces are meant; false: no more
@@ -146,6 +147,7 @@ type space struct {
 	tries   int             // how often it was looked for in vain
 	tried   int64           // when last
 	facts   event.Namespace // as the machine was told
+	cookie  uint64          // tells it from others of the number, 0 unknown
 }
 
 // seen is what was learned of a process, and of which.
@@ -236,7 +238,7 @@ func (l *live) begin(key [16]byte) error {
 	h := l.Header
 	h.Tool, h.Kernel, h.Host, h.BootID = l.Version, l.caps.Kernel, l.Host, host.BootID()
 	if self, err := host.SelfNetns(); err == nil {
-		h.Netns = self.Inode
+		h.Netns, l.self = self.Inode, self.Inode
 	}
 	h.Started, h.StartedBoot, h.Key, h.Capabilities = now+offset, now, key, l.caps
 	if l.Record != nil {
@@ -284,8 +286,47 @@ func (l *live) learn(ns host.Netns) {
 		s.missing, s.tries, s.tried = true, 1, host.Now()
 		l.audit.miss(ns.Inode)
 	}
+	if s.known {
+		s.cookie, _ = host.Cookie(ns)
+	}
 	l.spaces[ns.Inode] = s
 	l.in.Namespace(facts)
+}
+
+// recheck looks, as a process appears, whether its namespace is still the one
+// that was learned of: of many that end soon, one gets the number of the other,
+// and what happened in them is not to be joined. It reports whether events of the
+// number are still meant.
+func (l *live) recheck(inode, pid uint32) bool {
+	s := l.spaces[inode]
+	if s == nil || !s.known || inode == l.self {
+		return true
+	}
+	ns := s.ns
+	c, err := host.Cookie(ns)
+	if err != nil && l.owners {
+		// By which it was entered has ended. This process may be a way, too.
+		ns.Path = fmt.Sprintf("/proc/%d/ns/net", pid)
+		c, err = host.Cookie(ns)
+		if err == nil && c == s.cookie && c != 0 {
+			s.ns = ns
+			return true
+		}
+	} else if err == nil && c == s.cookie {
+		return true
+	}
+	l.in.Namespace(event.Namespace{Inode: inode})
+	if err != nil {
+		s.known, s.missing, s.tries = false, true, 0 // retry looks for it
+		return true
+	}
+	if l.audit.add(ns); l.limit != nil && l.audit.reused(inode) {
+		l.disown(inode)
+		return false
+	}
+	l.learn(ns)
+	l.pending = append(l.pending, inode)
+	return true
 }
 
 // relearn tells the machine of settings that have changed.
@@ -346,10 +387,13 @@ func (l *live) meet(inode uint32) {
 		l.in.Namespace(event.Namespace{Inode: inode})
 		return
 	}
-	l.audit.add(ns)
+	same := l.audit.add(ns)
 	if l.limit != nil && l.audit.reused(inode) {
 		l.disown(inode)
 		return
+	}
+	if !same {
+		l.in.Namespace(event.Namespace{Inode: inode}) // no more is known of one before it
 	}
 	l.learn(ns)
 	l.pending = append(l.pending, inode)
@@ -415,7 +459,10 @@ func (l *live) retry() {
 			s.tried = l.sought
 			continue
 		}
-		l.audit.add(ns)
+		if l.audit.add(ns); l.limit != nil && l.audit.reused(inode) {
+			l.disown(inode)
+			continue
+		}
 		l.learn(ns)
 		l.pending = append(l.pending, inode)
 	}
@@ -646,11 +693,15 @@ func (l *live) handle(batch []event.Event) {
 func (l *live) take(e *event.Event) {
 	last := &l.last
 	if e.Flags&event.FlagProcess != 0 && (e.PID != last.PID || e.Comm != last.Comm || e.Cgroup != last.Cgroup) {
+		now := seen{e.Comm, e.Cgroup}
+		if l.procs[e.PID] != now && !l.recheck(e.Netns, e.PID) {
+			return
+		}
 		last.PID, last.Comm, last.Cgroup = e.PID, e.Comm, e.Cgroup
 		if l.Scope != nil {
 			l.m.Member(e.PID, e.Comm.String(), l.Scope.Event(e))
 		}
-		if now := (seen{e.Comm, e.Cgroup}); l.procs[e.PID] != now {
+		if l.procs[e.PID] != now {
 			if len(l.procs) >= maxPIDs {
 				clear(l.procs)
 			}

@@ -57,7 +57,7 @@ func (r *bpfTcptraceEvent) to(e *event.Event) error {
 		Reason:  r.Reason,
 	}
 	e.Local = netip.AddrPortFrom(netip.AddrFrom16(r.Local).Unmap(), r.LocalPort)
-	if e.New != event.StateListen || k == event.KindSYNDropped || k == event.KindSYNQueueFull || k == event.KindRSTSent {
+	if e.New != event.StateListen || k == event.KindSYNDropped || k == event.KindSYNQueueFull || k == event.KindRSTSent || k == event.KindSegmentDropped {
 		e.Remote = netip.AddrPortFrom(netip.AddrFrom16(r.Remote).Unmap(), r.RemotePort)
 	}
 	switch {

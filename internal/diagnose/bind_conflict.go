@@ -50,6 +50,10 @@ The further attempts of a service that is started again and again let one verdic
 	Source: []string{"net/ipv4/inet_connection_sock.c: inet_csk_get_port(), inet_csk_bind_conflict()"},
 }
 
+// servicePorts end where clients' begin: rresvport(), which NFS and the like
+// use, hands out 512 to 1023.
+const servicePorts = 512
+
 const (
 	bindAttempt  = int64(time.Millisecond) // in LISTEN for less: listen() failed
 	bindPatience = int64(3 * time.Second)  // for a list of sockets that shows the holder
@@ -98,6 +102,7 @@ type conflict struct {
 	own     bool // it is the process's own
 	server  bool // the port was listened on until lately
 	holders int
+	mixed   bool  // they are connected to several ports
 	looked  int64 // when, for the newest attempt
 	listed  bool  // all sockets were listed after an attempt
 
@@ -155,6 +160,8 @@ func (f *conflict) look(t *timeline.Tracker, later bool) bool {
 		}
 	}
 	best, n := -1, 0
+	var to uint16
+	mixed := false
 	rank := func(h *timeline.Holder) int {
 		switch {
 		case h.State == event.StateListen:
@@ -175,6 +182,10 @@ func (f *conflict) look(t *timeline.Tracker, later bool) bool {
 			continue // as some snapshot showed it: the next one tells what it is now
 		}
 		n++
+		if h.State != event.StateListen {
+			mixed = mixed || to != 0 && to != h.Remote.Port()
+			to = h.Remote.Port()
+		}
 		if best < 0 || rank(h) > rank(&all[best]) {
 			best = i
 		}
@@ -182,7 +193,7 @@ func (f *conflict) look(t *timeline.Tracker, later bool) bool {
 	if best < 0 {
 		return false
 	}
-	f.holder, f.known, f.holders = all[best], true, n
+	f.holder, f.known, f.holders, f.mixed = all[best], true, n, mixed
 	f.own = f.holder.State == event.StateListen && f.holder.Owner.Known() && f.holder.Owner.PID == f.owner.PID
 	return true
 }
@@ -277,13 +288,16 @@ func (f *conflict) ephemeral(ports portRange) (yes, known bool) {
 		return false, false
 	case !ports.holds(f.local.Port()):
 		return false, true
-	case h.Owner.Source == timeline.SourceConnect:
+	case h.Picked:
 		return true, true
+	case h.Bound:
+		return false, false // bind() picks from the range too, where it is told no port
 	case f.server || h.Owner.Source == timeline.SourceAccept || h.Owner.Source == timeline.SourceListener:
 		return false, true
-	case !ports.holds(h.Remote.Port()):
-		// Its beginning was not seen. The other end's port is no ephemeral one,
-		// as far as this host's range says: that is the server.
+	case h.Client && !f.mixed && h.Remote.Port() < servicePorts:
+		// Its beginning was not seen, but no client has such a port. Another one
+		// may be ephemeral whatever this host's range says: other systems have
+		// others, and NAT takes 1024 and up.
 		return true, true
 	}
 	return false, false
@@ -340,10 +354,13 @@ func (f *conflict) Describe(x *Engine, v *Verdict) {
 		}
 	}
 	eph := Fact{Key: "ephemeral", Note: "it is not known which end of the connection is the client"}
-	if sure {
+	switch {
+	case sure:
 		eph = Fact{Key: "ephemeral", Value: ephemeral}
-	} else if !f.known {
+	case !f.known:
 		eph.Note = "the holder is not known"
+	case f.holder.Bound:
+		eph.Note = "it had a port before connect(): the program may have chosen it by bind()"
 	}
 	instead := Fact{Key: "instead", Note: "not seen"}
 	switch {
@@ -427,6 +444,16 @@ func (f *conflict) fix(ports portRange, ephemeral bool) []string {
 			who = h.Owner.Name()
 		}
 		return []string{fmt.Sprintf("%s has the port: move one of the two to another port, or to an address of its own", who)}
+	case h.Bound:
+		who := "the client"
+		if h.Owner.Known() {
+			who = h.Owner.Name()
+		}
+		fix := []string{fmt.Sprintf("if %s binds to this port before it connects: have it take another one, or move the service", who)}
+		if !ports.known || ports.holds(f.local.Port()) {
+			fix = append(fix, fmt.Sprintf("if it binds to any port (0): reserve this one (net.ipv4.ip_local_reserved_ports=%d, added to what is there)", f.local.Port()))
+		}
+		return fix
 	case f.server || ports.known && !ports.holds(f.local.Port()):
 		return []string{
 			"set SO_REUSEADDR before bind(): a listener then may have a port whose earlier connections are in TIME_WAIT or still open, if these had SO_REUSEADDR too (connections inherit it from their listener)",

@@ -82,6 +82,7 @@ const (
 	flagShutRD                              // the application can receive no more
 	flagQueued                              // has a deadline in the heap
 	flagMissing                             // a snapshot did not show it
+	flagPicked                              // there was no local port yet as connect() began
 )
 
 // inlineEntries is how many entries fit in Conn itself; most live connections
@@ -174,6 +175,15 @@ func (c *Conn) Phase() Phase { return Phase(c.packed & 3) }
 // State is the newest state: TIME_WAIT or FIN_WAIT2 where a minisocket goes
 // on after the socket, NEW_SYN_RECV in the request phase.
 func (c *Conn) State() event.State { return c.state }
+
+// Picked reports whether connect() is known to have picked the local port.
+func (c *Conn) Picked() bool { return c.flags&flagPicked != 0 }
+
+// Bound reports whether there was a local port before connect(): of bind(), or
+// left from an earlier connect() on the same socket.
+func (c *Conn) Bound() bool {
+	return c.flags&(flagBirth|flagPicked) == flagBirth && c.Role() == RoleClient
+}
 
 // Listener is the listening socket that a server's connection came from, nil
 // if not known. With SO_REUSEPORT it may be another one on the same address.

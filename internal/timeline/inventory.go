@@ -80,6 +80,7 @@ type Holder struct {
 	Local, Remote netip.AddrPort
 	Owner         Owner
 	Client        bool // it called connect(), or is on no listener's port
+	Picked, Bound bool // see Conn
 }
 
 // count takes note of a socket of a snapshot that does not listen.
@@ -286,6 +287,7 @@ func (t *Tracker) Holders(netns uint32, local netip.AddrPort) []Holder {
 			out = append(out, Holder{
 				State: c.State(), Local: c.Local(), Remote: c.Remote(), Owner: c.Owner(),
 				Client: c.Role() == RoleClient || c.Role() == RoleUnknown && !listens,
+				Picked: c.Picked(), Bound: c.Bound(),
 			})
 		}
 	}

@@ -31,6 +31,7 @@ func (t *Tracker) transition(e *event.Event) {
 	if connecting {
 		c.flags |= flagBirth
 		c.setRole(RoleClient)
+		c.flag(flagPicked, e.Local.Port() == 0)
 	} else if child && c.Role() != RoleClient {
 		c.flags |= flagBirth
 		t.serve(c, 0)

@@ -26,7 +26,7 @@ It may be held by connections in TIME_WAIT, or still open, of an earlier instanc
 
 And it may be held by a socket that is bound, but neither listens nor is connected: that is in no list that tcptrace can read, and the holder is then unknown.
 
-The further attempts of a service that is started again and again let one verdict grow. It is a warning where the same process then listened on another port, or a later attempt succeeded: it looked for a free port, or was a moment too early. It is information where the process itself holds the port, as a program does that binds to [::] and then to 0.0.0.0.`,
+The further attempts of a service that is started again and again let one verdict grow. It is a warning where the same process then listened on another port, or a later attempt succeeded: it looked for a free port, or was a moment too early. It is information where the process itself holds the port, as a program does that binds to [::] and then to 0.0.0.0, and where a port of net.ipv4.ip_local_port_range was wanted and the process connected from another one of it within a second. A program that looks for a free source port, as mount.nfs does below 1024, fails on the way: where it then connects from another port of the kind, there is no verdict.`,
 	Counts: "calls that failed",
 	Evidence: []DocKey{
 		{"port", "", "that was wanted"},
@@ -40,7 +40,7 @@ The further attempts of a service that is started again and again let one verdic
 		{"ephemeral", "", "whether it is a client's connection that got the port from ip_local_port_range; null if not known"},
 		{"range", "", "net.ipv4.ip_local_port_range"},
 		{"holders", "count", "sockets found on the port"},
-		{"instead", "", "where the same process listened later; null if nowhere"},
+		{"instead", "", "where the same process listened later, or what it connected from; null if neither was seen"},
 	},
 	Fix: []string{
 		"held by a client connection: add the port to net.ipv4.ip_local_reserved_ports, so that connect() does not hand it out, or choose one outside of net.ipv4.ip_local_port_range",
@@ -108,6 +108,7 @@ type conflict struct {
 
 	opened  bool           // somebody listens on the port since the newest attempt
 	instead netip.AddrPort // where the same process listened after it
+	from    netip.AddrPort // or what it connected from
 	got     bool           // on what it wanted
 }
 
@@ -130,7 +131,7 @@ func (r *bindConflict) Incident(x *Engine, in *timeline.Incident) {
 	}
 	f.held += max(in.Count, 1)
 	f.last = max(f.last, in.At)
-	f.opened, f.instead, f.got = false, netip.AddrPort{}, false
+	f.opened, f.instead, f.from, f.got = false, netip.AddrPort{}, netip.AddrPort{}, false
 	closed := r.servers.get(listenPort{in.Netns, in.Local.Port()})
 	f.server = closed != nil && in.At-*closed < bindServer
 	if again {
@@ -227,6 +228,54 @@ func (r *bindConflict) Listener(x *Engine, l *timeline.Listener, e *timeline.Ent
 			x.Report(r, f.key, f, f.last, 0)
 		}
 	}
+}
+
+// Entry hears of connect(). A program that wants a source port of its own tries
+// one after the other, and means no harm by those that are taken.
+func (r *bindConflict) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
+	if e.Kind != timeline.EntrySYNSent || !c.Bound() {
+		return
+	}
+	o, from := c.Owner(), c.Local()
+	ports := x.portRange(c.Netns())
+	kind := kindOfPort(from.Port(), ports)
+	for g := r.found.newest; g != nil; {
+		key, f := g.key, g.v
+		if g = g.older; e.At-f.last > bindPause {
+			break
+		}
+		if key.Netns != c.Netns() || f.owner.PID != o.PID || f.owner.Comm != o.Comm || f.listen || e.At < f.last ||
+			f.local.Port() == from.Port() || kindOfPort(f.local.Port(), ports) != kind {
+			continue
+		}
+		told := x.holds(codeBindConflict, key)
+		if !told && kind != portOfRange {
+			r.found.drop(key)
+			continue
+		}
+		// A port of the range may be from bind() to port 0, which a service
+		// does too that failed to get its own.
+		f.from = from
+		if told {
+			x.touch(r, key)
+		}
+	}
+}
+
+const (
+	portReserved = iota // for root: nobody gets one by chance
+	portOfRange         // perhaps, where the range is not known
+	portOther
+)
+
+func kindOfPort(port uint16, ports portRange) int {
+	switch {
+	case port < 1024:
+		return portReserved
+	case !ports.known || ports.holds(port):
+		return portOfRange
+	}
+	return portOther
 }
 
 // Tick tells what is due.
@@ -379,6 +428,10 @@ func (f *conflict) Describe(x *Engine, v *Verdict) {
 		v.Severity = Warning
 		v.Story += "; it then listened on " + f.instead.String()
 		instead = Fact{Key: "instead", Value: f.instead.String()}
+	case f.from.IsValid():
+		v.Severity = Info
+		v.Story += "; it then connected from " + f.from.String()
+		instead = Fact{Key: "instead", Value: f.from.String()}
 	}
 	rangeFact, _, _ := ports.facts()
 	v.Evidence = Evidence{

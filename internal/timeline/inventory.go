@@ -262,8 +262,9 @@ func (t *Tracker) Namespaces() iter.Seq[uint32] { return slices.Values(t.nsOrder
 const maxHolders = 16
 
 // Holders tells who uses the port of local now: listeners and connections that
-// are known, and minisockets of the newest snapshot. Sockets with another
-// address than local are left out, unless one of the two is a wildcard.
+// are known, and minisockets of the newest snapshot that may live still. Sockets
+// with another address than local are left out, unless one of the two is a
+// wildcard.
 func (t *Tracker) Holders(netns uint32, local netip.AddrPort) []Holder {
 	var out []Holder
 	n := t.netns[netns]
@@ -292,9 +293,17 @@ func (t *Tracker) Holders(netns uint32, local netip.AddrPort) []Holder {
 		}
 	}
 	if n.newest != nil && len(out) < maxHolders {
-		if m, ok := n.newest.mini[local.Port()]; ok && meets(m.local.Addr()) {
+		if m, ok := n.newest.mini[local.Port()]; ok && meets(m.local.Addr()) && t.now-n.newest.at <= n.lifetime(m.state) {
 			out = append(out, Holder{State: m.state, Local: m.local, Remote: m.remote, Client: !listens})
 		}
 	}
 	return out
+}
+
+// lifetime is how long a minisocket stays in a state.
+func (n *netns) lifetime(s event.State) int64 {
+	if s == event.StateFinWait2 && n.facts.Sysctls.FinTimeout > 0 {
+		return int64(time.Duration(n.facts.Sysctls.FinTimeout) * time.Second)
+	}
+	return int64(time.Minute) // TCP_TIMEWAIT_LEN, and tcp_fin_timeout by default
 }

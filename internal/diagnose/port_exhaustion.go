@@ -21,7 +21,7 @@ var docPortExhaustion = Doc{
 	Code:     codePortExhaustion,
 	Severity: Error,
 	Summary:  "connect() or bind() failed for want of a free local port",
-	Meaning: `connect() takes a local port from net.ipv4.ip_local_port_range. A port can serve many destinations at the same time, but only one connection to the same address and port: when every port of the range is in use towards the destination, connect() fails with EADDRNOTAVAIL ("cannot assign requested address"), and no SYN is sent. tcptrace sees this in the kernel as a socket that goes from SYN_SENT back to CLOSE without ever having had a local port; a missing route or source address fails before that, and gives no such verdict.
+	Meaning: `connect() takes a local port from net.ipv4.ip_local_port_range. A port can serve many destinations at the same time, but only one connection from one address here to the same address and port: when every port of the range is in use from the source address towards the destination, connect() fails with EADDRNOTAVAIL ("cannot assign requested address"), and no SYN is sent. tcptrace sees this in the kernel as a socket that goes from SYN_SENT back to CLOSE without ever having had a local port; a missing route or source address fails before that, and gives no such verdict.
 
 bind() to port 0 before connect() is stricter: such a port must be free towards all destinations, and it fails with EADDRINUSE. There is no destination yet then.
 
@@ -31,9 +31,10 @@ What the ports are used for comes from a list of all sockets, made as soon as a 
 	Counts: "calls that failed",
 	Evidence: []DocKey{
 		{"destination", "", "where to; null where bind() failed"},
+		{"source", "", "the source address of the newest failure, whose ports are counted; null where it has none, and those of all are"},
 		{"range", "", "net.ipv4.ip_local_port_range"},
 		{"ports", "count", "how many these are"},
-		{"in_use", "sockets", "towards the destination; where bind() failed, towards all (at most 64 of them)"},
+		{"in_use", "sockets", "from the source address towards the destination; where bind() failed, towards all"},
 		{"time_wait", "sockets", "of these in TIME_WAIT"},
 		{"by_state", "sockets", "of these in each state"},
 		{"counted", "", "when the sockets were counted"},
@@ -68,7 +69,7 @@ func (*portExhaustion) Doc() Doc     { return docPortExhaustion }
 type exhaustion struct {
 	key    Key
 	to     netip.AddrPort // invalid: bind() failed
-	from   netip.Addr     // what bind() wanted
+	from   netip.Addr     // of the newest failure: what connect() or bind() wanted
 	listen bool           // listen() without bind() failed
 	owner  timeline.Owner
 	begun  int64 // first failure after a pause
@@ -77,8 +78,9 @@ type exhaustion struct {
 	held   uint64
 	conns  []*timeline.Conn // examples of those that are held back
 
-	// How the ports were used at use.At; 0: not known.
-	use timeline.PortUse
+	// How the ports of an address were used at use.At; 0: not known.
+	use     timeline.PortUse
+	counted netip.Addr // which; none or unspecified: all
 }
 
 // exhaustionPatience is how long the first word waits for a snapshot that shows
@@ -97,7 +99,7 @@ func (r *portExhaustion) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		return
 	}
 	f := r.get(connectKey(c))
-	f.to, f.owner = c.Remote(), c.Owner()
+	f.to, f.from, f.owner = c.Remote(), c.Local().Addr(), c.Owner()
 	r.report(x, f, e.At, 1, c)
 }
 
@@ -191,23 +193,11 @@ func (f *exhaustion) ask(x *Engine, now int64) {
 // count takes over how the newest snapshot shows the ports, unless that was
 // long before the newest failure.
 func (f *exhaustion) count(x *Engine, t *timeline.Tracker) {
-	var use timeline.PortUse
-	if f.to.IsValid() {
-		u, ok := t.PortUse(f.key.Netns, f.to)
-		if !ok {
-			return
-		}
-		use = u
-	} else if x.o.Asked == nil { // else some are not there to be counted
-		for _, u := range t.PortUses(f.key.Netns) {
-			use.At = u.At
-			for s, n := range u.ByState {
-				use.ByState[s] += n
-			}
-		}
+	if !f.to.IsValid() && x.o.Asked != nil {
+		return // some are not there to be counted
 	}
-	if use.At != 0 && f.last-use.At <= stale {
-		f.use = use
+	if use, ok := t.PortUse(f.key.Netns, timeline.Flow{From: f.from, To: f.to}); ok && f.last-use.At <= stale {
+		f.use, f.counted = use, f.from
 	}
 }
 
@@ -304,29 +294,43 @@ func (f *exhaustion) Describe(x *Engine, v *Verdict) {
 	timeWait := Fact{Key: "time_wait", Note: inUse.Note}
 	states := Fact{Key: "by_state", Note: inUse.Note}
 	counted := Fact{Key: "counted", Note: inUse.Note}
+	from := f.from
+	if f.use.At != 0 {
+		from = f.counted
+	}
+	source := Fact{Key: "source", Note: "none yet: the ports of all are counted"}
+	if from.IsValid() && !from.IsUnspecified() {
+		source = Fact{Key: "source", Value: from.String()}
+	}
 	total, waiting := f.use.Total(), f.use.ByState[event.StateTimeWait]
 	if f.use.At != 0 {
 		list, text := byState(&f.use)
 		inUse = Fact{Key: "in_use", Value: int64(total)}
 		timeWait = Fact{Key: "time_wait", Value: int64(waiting)}
 		states = Fact{Key: "by_state", Value: list}
+		if f.use.Sources > 1 {
+			inUse.Note = fmt.Sprintf("from %d source addresses", f.use.Sources)
+			towards += " " + inUse.Note
+		}
 		counted = Fact{Key: "counted", Value: timeline.Duration(time.Duration(f.use.At-f.last)) + " after the newest failure"}
 		if f.use.At < f.last {
 			counted.Value = timeline.Duration(time.Duration(f.last-f.use.At)) + " before the newest failure"
 		}
+		// Several addresses may use the same port.
+		single := ports.known && f.use.Sources == 1
 		switch {
 		case total == 0:
-		case ports.known && total < ports.size():
+		case single && total < ports.size():
 			inUse.Note = "the rest of the range is held by bind(), reserved, or free again"
 			fallthrough
-		case ports.known && f.to.IsValid():
+		case single && f.to.IsValid():
 			v.Story += fmt.Sprintf(", %d of %d in use%s: %s", total, ports.size(), towards, text)
 		default:
 			v.Story += fmt.Sprintf(", %d in use%s: %s", total, towards, text)
 		}
 	}
 	v.Evidence = Evidence{
-		to, rangeFact, size, inUse, timeWait, states, counted, reuse,
+		to, source, rangeFact, size, inUse, timeWait, states, counted, reuse,
 		{Key: "call", Value: call},
 		{Key: "errno_name", Value: errno},
 	}

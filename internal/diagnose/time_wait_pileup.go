@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
@@ -19,7 +18,7 @@ var docTimeWaitPileup = Doc{
 	Summary:  "TIME_WAIT towards one destination fills much of the local port range, or reaches tcp_max_tw_buckets",
 	Meaning: `The end whose FIN goes first keeps the connection's addresses and ports in TIME_WAIT for 60 s, so that segments which come late are not taken for those of a new connection. A client that closes first keeps a local port of net.ipv4.ip_local_port_range that long, and no new connection to the same destination can have it: when all are taken, connect() fails (port-exhaustion).
 
-The verdict holds when TIME_WAIT towards one address and port fills more than --time-wait-share (0.5) of the range: half is well above what a client with some short connections comes to (with the default range, 14,000 in a minute, 235 a second to one destination), and leaves time to act. Several source addresses have the whole range each: where tcptrace has seen more than one closing, the share is that of all their ports together; with more than eight it does not judge.
+The verdict holds when TIME_WAIT towards one address and port fills more than --time-wait-share (0.5) of the range: half is well above what a client with some short connections comes to (with the default range, 14,000 in a minute, 235 a second to one destination), and leaves time to act. Each source address has the whole range, so the one with the most is judged.
 
 It is information where net.ipv4.tcp_tw_reuse lets connect() take such a port again after one second (1: always; 2, the default: on loopback), which it does where both ends use timestamps and the program does not bind() to a port first.
 
@@ -28,8 +27,9 @@ TIME_WAIT on the port of a server that closes first takes no local port from any
 net.ipv4.tcp_fin_timeout has nothing to do with it, and TIME_WAIT cannot be made shorter.`,
 	Counts: "sockets in TIME_WAIT, the most at a time (of a whole network namespace that were listed, at least 1)",
 	Evidence: []DocKey{
-		{"count", "sockets", "in TIME_WAIT, the most at a time"},
+		{"count", "sockets", "in TIME_WAIT from one source address, the most at a time; or of the whole network namespace"},
 		{"destination", "", "towards which; null where all of a network namespace count"},
+		{"source", "", "the local address that these are from: the one with the most"},
 		{"share", "", "of the local ports that these are"},
 		{"closer", "", "who closes first: local, since the end that closes first keeps the TIME_WAIT"},
 		{"closer_process", "", "and by which process, the most frequent one; null if none was seen closing"},
@@ -37,7 +37,7 @@ net.ipv4.tcp_fin_timeout has nothing to do with it, and TIME_WAIT cannot be made
 		{"rate", "1/s", "connections that this end closed first, over up to 60 s, the most"},
 		{"range", "", "net.ipv4.ip_local_port_range"},
 		{"ports", "count", "how many these are"},
-		{"local_addresses", "count", "source addresses seen"},
+		{"local_addresses", "count", "source addresses with sockets towards the destination"},
 		{"tw_reuse", "", "net.ipv4.tcp_tw_reuse: 0 never, 1 connect() may take a port in TIME_WAIT after 1 s, 2 the same on loopback only (the default)"},
 		{"limit", "sockets", "net.ipv4.tcp_max_tw_buckets"},
 		{"cut_short", "sockets", "destroyed at once because of that"},
@@ -83,7 +83,8 @@ type pileup struct {
 	key      Key
 	count    int // the most at a time
 	told     int // as the verdict's count: at least 1
-	sources  int // local addresses seen, 0 unknown
+	from     netip.Addr
+	sources  int // local addresses with sockets towards the destination
 	rate     float64
 	owner    timeline.Owner
 	owners   int
@@ -95,23 +96,16 @@ func (p *pileup) all() bool { return !p.key.Addr.IsValid() }
 
 // closers are the processes that close first, and how often that happens.
 type closers struct {
-	window  perMinute
-	sources [8]netip.Addr
-	many    bool // there are more sources than fit
-	owners  [4]struct {
+	window perMinute
+	owners [4]struct {
 		o timeline.Owner
 		n uint64
 	}
 	more bool // there are more owners than fit
 }
 
-func (c *closers) add(at int64, from netip.Addr, o timeline.Owner) {
+func (c *closers) add(at int64, o timeline.Owner) {
 	c.window.add(at)
-	if i := slices.IndexFunc(c.sources[:], func(a netip.Addr) bool { return a == from || !a.IsValid() }); i >= 0 {
-		c.sources[i] = from
-	} else {
-		c.many = true
-	}
 	if !o.Known() {
 		return
 	}
@@ -146,16 +140,6 @@ func (c *closers) top() (o timeline.Owner, n int) {
 		}
 	}
 	return o, n
-}
-
-func (c *closers) addresses() int {
-	n := 0
-	for _, a := range c.sources {
-		if a.IsValid() {
-			n++
-		}
-	}
-	return n
 }
 
 // perMinute counts what happened in the last 50 to 60 s.
@@ -227,9 +211,9 @@ func (r *timeWaitPileup) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if !o.Known() {
 		o = c.Owner()
 	}
-	r.flows.make(flowKey{netns: c.Netns()}).add(e.At, c.Local().Addr(), o)
+	r.flows.make(flowKey{netns: c.Netns()}).add(e.At, o)
 	if c.Role() != timeline.RoleServer && c.Listener() == nil {
-		r.flows.make(flowKey{c.Netns(), c.Remote()}).add(e.At, c.Local().Addr(), o)
+		r.flows.make(flowKey{c.Netns(), c.Remote()}).add(e.At, o)
 	}
 }
 
@@ -260,7 +244,6 @@ func (p *pileup) learn(c *closers, now int64) {
 		return
 	}
 	p.rate = max(p.rate, c.window.rate(now))
-	p.sources = max(p.sources, c.addresses())
 	if o, n := c.top(); n > 0 {
 		p.owner, p.owners, p.more = o, n, c.more
 	}
@@ -335,27 +318,20 @@ func (r *timeWaitPileup) judge(x *Engine, t *timeline.Tracker, netns uint32, at 
 		return
 	}
 	least := x.o.TimeWait * float64(ports.size())
-	for remote, use := range t.PortUses(netns) {
+	for flow, use := range t.PortUses(netns) {
 		if float64(use.Total()) <= least {
 			break // the rest is smaller
 		}
-		if !x.asked(netns, netip.AddrPort{}, remote) {
-			continue
-		}
 		n := use.ByState[event.StateTimeWait]
-		c := r.flows.get(flowKey{netns, remote})
-		sources := 1
-		if c != nil {
-			sources = max(sources, c.addresses())
-			if c.many {
-				continue // nobody knows how many ports these are
-			}
-		}
-		if float64(n) <= least*float64(sources) {
+		if float64(n) <= least || !x.asked(netns, netip.AddrPort{}, flow.To) {
 			continue
 		}
-		p := r.pileup(Key{Netns: netns, Addr: remote})
-		p.learn(c, x.now)
+		p := r.pileup(Key{Netns: netns, Addr: flow.To})
+		p.learn(r.flows.get(flowKey{netns, flow.To}), x.now)
+		if n > p.count {
+			all, _ := t.PortUse(netns, timeline.Flow{To: flow.To})
+			p.from, p.sources = flow.From, all.Sources
+		}
 		r.grow(x, p, n, at)
 	}
 }
@@ -378,10 +354,7 @@ func (p *pileup) Describe(x *Engine, v *Verdict) {
 	v.Process = process(p.owner)
 	to := Fact{Key: "destination", Note: "all of the network namespace"}
 	share := Fact{Key: "share", Note: "it is not a matter of ports"}
-	sources := Fact{Key: "local_addresses", Note: "none was seen closing"}
-	if p.sources > 0 {
-		sources = Fact{Key: "local_addresses", Value: int64(p.sources)}
-	}
+	from, sources := Fact{Key: "source", Note: share.Note}, Fact{Key: "local_addresses", Note: share.Note}
 	who := p.owner.Name()
 	if !p.owner.Known() {
 		who = "this host"
@@ -391,13 +364,15 @@ func (p *pileup) Describe(x *Engine, v *Verdict) {
 	} else {
 		to = Fact{Key: "destination", Value: destination(p.key.Addr)}
 		v.Subject = Subject{"peer", destination(p.key.Addr)}
-		part := float64(p.count) / float64(max(1, ports.size()*max(1, p.sources)))
+		from.Value, from.Note = p.from.String(), ""
+		sources.Value, sources.Note = int64(p.sources), ""
+		part := float64(p.count) / float64(max(1, ports.size()))
 		share = Fact{Key: "share", Value: math.Round(part*100) / 100}
-		if p.sources == 0 {
-			// With several source addresses it would be less.
-			v.Confidence = Likely
+		of := ""
+		if p.sources > 1 {
+			of = " from " + p.from.String()
 		}
-		v.Story = fmt.Sprintf("%d sockets in TIME_WAIT towards %s, %.0f%% of the local ports: %s closes first", p.count, destination(p.key.Addr), part*100, who)
+		v.Story = fmt.Sprintf("%d sockets in TIME_WAIT%s towards %s, %.0f%% of the local ports: %s closes first", p.count, of, destination(p.key.Addr), part*100, who)
 		if ports.reuses(p.key.Addr.Addr()) {
 			v.Severity = Info
 			v.Story += fmt.Sprintf("; connect() may take these ports again after 1 s (net.ipv4.tcp_tw_reuse is %d)", ports.reuse)
@@ -431,7 +406,7 @@ func (p *pileup) Describe(x *Engine, v *Verdict) {
 		cut = Fact{Key: "cut_short", Note: "it is not seen with these hooks"}
 	}
 	v.Evidence = Evidence{
-		count, to, share,
+		count, to, from, share,
 		{Key: "closer", Value: timeline.CloserLocal.String()},
 		closer, owners, rate, rangeFact, size, sources, reuse, limit,
 		cut,

@@ -15,7 +15,7 @@ import (
 // ports are used, and the minisockets, of which there are no connections.
 type inventory struct {
 	at       int64
-	uses     map[netip.AddrPort]*PortUse
+	uses     map[Flow]*PortUse
 	timeWait int
 	mini     map[uint16]minisocket // one for each local port
 	orphans  map[uint64]*Orphan    // by identity
@@ -44,10 +44,18 @@ type minisocket struct {
 	local, remote netip.AddrPort
 }
 
-// PortUse counts the sockets towards one remote address and port that are not
-// a listener's, as the newest snapshot of a namespace showed them.
+// Flow is what a local port can serve once: from one address here to one
+// address and port there.
+type Flow struct {
+	From netip.Addr
+	To   netip.AddrPort
+}
+
+// PortUse counts the sockets of one flow, or of several, that are not a
+// listener's, as the newest snapshot of a namespace showed them.
 type PortUse struct {
 	At      int64 // when the snapshot began
+	Sources int   // local addresses of these
 	ByState [13]int
 }
 
@@ -95,13 +103,14 @@ func (t *Tracker) count(e *event.Event, inv *event.Inventory) {
 	}
 	room := t.stock-n.newest.size()+r.size() < maxStock
 	if l, _ := t.resolve(e.Netns, e.Local); l == nil && e.Remote.IsValid() && int(e.New) < len(PortUse{}.ByState) {
-		u := r.uses[e.Remote]
+		f := Flow{e.Local.Addr(), e.Remote}
+		u := r.uses[f]
 		if u == nil && room && len(r.uses) < maxUses {
 			if r.uses == nil {
-				r.uses = make(map[netip.AddrPort]*PortUse)
+				r.uses = make(map[Flow]*PortUse)
 			}
-			u = new(PortUse)
-			r.uses[e.Remote] = u
+			u = &PortUse{Sources: 1}
+			r.uses[f] = u
 		}
 		if u != nil {
 			u.ByState[e.New]++
@@ -165,42 +174,60 @@ func (t *Tracker) newest(netns uint32) *inventory {
 	return nil
 }
 
-// PortUse counts the sockets towards remote in the newest snapshot of a
-// namespace. ok is false where there was none.
-func (t *Tracker) PortUse(netns uint32, remote netip.AddrPort) (u PortUse, ok bool) {
+// PortUse counts the sockets of a flow in the newest snapshot of a namespace: of
+// all source addresses where f.From is none, of all destinations where f.To is
+// none. ok is false where there was no snapshot.
+func (t *Tracker) PortUse(netns uint32, f Flow) (u PortUse, ok bool) {
 	r := t.newest(netns)
 	if r == nil {
 		return PortUse{}, false
 	}
-	if x := r.uses[remote]; x != nil {
-		u = *x
-	}
 	u.At = r.at
+	anyFrom, anyTo := !f.From.IsValid() || f.From.IsUnspecified(), !f.To.IsValid()
+	if !anyFrom && !anyTo {
+		if x := r.uses[f]; x != nil {
+			u.Sources, u.ByState = x.Sources, x.ByState
+		}
+		return u, true
+	}
+	sources := make(map[netip.Addr]struct{})
+	for k, x := range r.uses {
+		if !anyFrom && k.From != f.From || !anyTo && k.To != f.To {
+			continue
+		}
+		sources[k.From] = struct{}{}
+		for s, n := range x.ByState {
+			u.ByState[s] += n
+		}
+	}
+	u.Sources = len(sources)
 	return u, true
 }
 
-// PortUses walks the remote addresses with the most sockets towards them in
-// the newest snapshot of a namespace, most first, 64 at most.
-func (t *Tracker) PortUses(netns uint32) iter.Seq2[netip.AddrPort, PortUse] {
-	const most = 64
-	return func(yield func(netip.AddrPort, PortUse) bool) {
+// PortUses walks the flows of the newest snapshot of a namespace, those with the
+// most sockets first.
+func (t *Tracker) PortUses(netns uint32) iter.Seq2[Flow, PortUse] {
+	return func(yield func(Flow, PortUse) bool) {
 		r := t.newest(netns)
 		if r == nil {
 			return
 		}
 		type one struct {
-			remote netip.AddrPort
-			use    PortUse
-			total  int
+			flow  Flow
+			use   *PortUse
+			total int
 		}
 		all := make([]one, 0, len(r.uses))
-		for remote, u := range r.uses {
-			all = append(all, one{remote, *u, u.Total()})
+		for f, u := range r.uses {
+			all = append(all, one{f, u, u.Total()})
 		}
-		slices.SortFunc(all, func(a, b one) int { return cmp.Or(cmp.Compare(b.total, a.total), a.remote.Compare(b.remote)) })
-		for _, x := range all[:min(most, len(all))] {
-			x.use.At = r.at
-			if !yield(x.remote, x.use) {
+		slices.SortFunc(all, func(a, b one) int {
+			return cmp.Or(cmp.Compare(b.total, a.total), a.flow.To.Compare(b.flow.To), a.flow.From.Compare(b.flow.From))
+		})
+		for _, x := range all {
+			u := *x.use
+			u.At = r.at
+			if !yield(x.flow, u) {
 				return
 			}
 		}

@@ -129,6 +129,11 @@ static __always_inline void fill_traffic_##K(struct tcptrace_event *e, struct tc
 	e->t.retransmits = RD_##K(tp, total_retrans);                                      \
 	e->t.unread = (__s32)unread > 0 ? unread : 0;                                      \
 	e->t.unacked = (__s32)unacked > 0 ? unacked : 0;                                   \
+}                                                                                          \
+                                                                                           \
+static __always_inline bool is_mptcp_##K(struct tcp_sock *tp)                              \
+{                                                                                          \
+	return bpf_core_field_exists(tp->is_mptcp) && RD_##K(tp, is_mptcp);                \
 }
 
 DEFINE_FILL(btf)
@@ -191,16 +196,28 @@ static __always_inline void fill_process(struct tcptrace_event *e)
 	e->flags |= FLAG_PROCESS;
 }
 
+static __always_inline unsigned int task_flags(void)
+{
+	if (have_task_btf)
+		return bpf_get_current_task_btf()->flags;
+	return RD_raw((struct task_struct *)bpf_get_current_task(), flags);
+}
+
 /* Whether the current task is on its way out, killed or by itself: the kernel
  * closes its files then, by the same path as close().
  */
 static __always_inline bool exiting(void)
 {
-	const unsigned int pf_exiting = 0x4; /* PF_EXITING */
+	return task_flags() & 0x4; /* PF_EXITING */
+}
 
-	if (have_task_btf)
-		return bpf_get_current_task_btf()->flags & pf_exiting;
-	return RD_raw((struct task_struct *)bpf_get_current_task(), flags) & pf_exiting;
+/* MPTCP has a kernel worker shut down and close its subflows when the peer has
+ * its say, not as the process calls. What other kernel threads do with sockets
+ * they do with their own (nfsd).
+ */
+static __always_inline bool kernel_thread(void)
+{
+	return task_flags() & 0x200000; /* PF_KTHREAD */
 }
 
 /* Addresses of a received segment, turned round: local is this host. */

@@ -166,10 +166,11 @@ struct tcp_sock {
 	unsigned int keepalive_time;  /* jiffies, 0: default */
 	unsigned int keepalive_intvl;
 	__u8 keepalive_probes;
+	bool is_mptcp;        /* a subflow; where the kernel has MPTCP */
 };
 
 struct mptcp_sock {
-	struct sock *first;   /* the subflow that listens */
+	struct sock *first;   /* the subflow that listens, or was accepted */
 };
 
 struct request_sock {

@@ -41,7 +41,8 @@ static __always_inline struct sock *sock_of_fd(__u32 fd, bool surely_socket)
 }
 
 /* The TCP socket of a socket, NULL for other protocols. Go's listeners are
- * MPTCP since 1.24; what listens is their first subflow.
+ * MPTCP since 1.24; what listens is their first subflow, and what they accept
+ * from a client with MPTCP has one too.
  */
 static __always_inline struct sock *tcp_of(struct sock *sk)
 {
@@ -296,7 +297,7 @@ static __always_inline int on_shutdown(struct sock *sk, __u32 how)
 	struct tcptrace_event *e;
 	__u32 netns;
 
-	if (!sk)
+	if (!sk || (is_mptcp_raw((void *)sk) && kernel_thread()))
 		return 0;
 	netns = netns_raw(&sk->__sk_common);
 	if (!netns_passes(netns))

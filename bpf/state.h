@@ -217,7 +217,7 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 				count(netns, AUDIT_ABORT_ON_DATA);
 		}
 	}
-	if (by_process(old, new, err)) {
+	if (by_process(old, new, err) && !(is_mptcp_btf(tp) && kernel_thread())) {
 		fill_process(e);
 		if (exiting())
 			e->flags |= FLAG_EXITING;

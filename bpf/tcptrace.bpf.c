@@ -527,13 +527,13 @@ int kr_accept(struct pt_regs *ctx)
 SEC("tracepoint/syscalls/sys_exit_accept")
 int sys_exit_accept(struct trace_event_raw_sys_exit *ctx)
 {
-	RUN(ctx->ret < 0 ? 0 : on_accept(sock_of_fd(ctx->ret, true)));
+	RUN(ctx->ret < 0 ? 0 : on_accept(tcp_of(sock_of_fd(ctx->ret, true))));
 }
 
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int sys_exit_accept4(struct trace_event_raw_sys_exit *ctx)
 {
-	RUN(ctx->ret < 0 ? 0 : on_accept(sock_of_fd(ctx->ret, true)));
+	RUN(ctx->ret < 0 ? 0 : on_accept(tcp_of(sock_of_fd(ctx->ret, true))));
 }
 
 SEC("fexit/__sys_listen")

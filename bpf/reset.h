@@ -63,12 +63,17 @@ static __always_inline int on_send_reset(struct sock *sk, struct sk_buff *skb, _
 		netns = netns_of_skb_raw(skb);
 	}
 	count(netns, AUDIT_OUT_RSTS);
-	if (reason == rst_on_close)
-		count(netns, AUDIT_ABORT_ON_CLOSE);
-	else if (reason == rst_on_data)
+	if (reason == rst_on_close) {
+		/* MPTCP's fastclose gives the same reason, before it closes the
+		 * subflow: the kernel does not count that
+		 */
+		if (state == TCP_CLOSE)
+			count(netns, AUDIT_ABORT_ON_CLOSE);
+	} else if (reason == rst_on_data) {
 		count(netns, AUDIT_ABORT_ON_DATA);
-	else if (reason == rst_on_linger)
+	} else if (reason == rst_on_linger) {
 		count(netns, AUDIT_ABORT_ON_LINGER);
+	}
 	if (!netns_passes(netns))
 		return 0;
 	full = sk && state != TCP_LISTEN && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;

@@ -258,7 +258,7 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 			why = &causeMemory
 		case t.Unread > 0 && closed.Old() == event.StateCloseWait:
 			why = &causeFinished
-		case t.Unread > 0 || strings.HasSuffix(reason, "ABORT_ON_CLOSE"):
+		case t.Unread > 0 || strings.HasSuffix(reason, "ABORT_ON_CLOSE") && !c.FastClosed():
 			why = &causeUnread
 		case closed.LingerZero():
 			why = &causeLinger

@@ -103,3 +103,34 @@ func TestMPTCP(t *testing.T) {
 		w.Tell(t, func(*render.Connection) bool { return true })
 	}
 }
+
+// TestMPTCPAborts holds what is said of connections that MPTCP aborts to what is
+// known of it: that SO_LINGER 0 was set, but not that data was left unread, which
+// the kernel keeps above the subflow.
+func TestMPTCPAborts(t *testing.T) {
+	w := watchMPTCP(t, func(connect func() (client, server int)) {
+		client, server := connect()
+		require.NoError(t, unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+		require.NoError(t, unix.Close(client))
+		require.NoError(t, unix.Close(server))
+
+		client, server = connect()
+		_, err := unix.Write(client, []byte("never read"))
+		require.NoError(t, err)
+		fixture{t: t}.await(server, unix.POLLIN)
+		require.NoError(t, unix.Close(server))
+		require.NoError(t, unix.Close(client))
+	})
+	causes := map[string]any{}
+	for _, v := range w.Summary.Final {
+		if v.Code == "reset-sent" {
+			causes[v.Subject.Kind] = v.Evidence.Get("cause")
+			t.Log(v.Subject.Kind, ": ", v.Story, v.Evidence)
+		}
+	}
+	const onPurpose = "SO_LINGER with a timeout of 0: close() resets on purpose"
+	assert.Equal(t, map[string]any{"peer": onPurpose, "listener": nil}, causes)
+	if t.Failed() {
+		w.Tell(t, func(*render.Connection) bool { return true })
+	}
+}

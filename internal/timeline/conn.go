@@ -284,6 +284,14 @@ func (c *Conn) ResetReason() string {
 	return c.extra.reason
 }
 
+// FastClosed reports whether MPTCP aborted its subflow (fastclose): by a RST while
+// it was still open, which TCP's close() never sends. The kernel gives
+// TCP_ABORT_ON_CLOSE as its reason then, whatever it was for.
+func (c *Conn) FastClosed() bool {
+	e := c.Find(EntryRSTSent)
+	return e != nil && e.Old() != event.StateClose && strings.HasSuffix(c.ResetReason(), "ABORT_ON_CLOSE")
+}
+
 // DropWhere is the kernel's function that last dropped a segment of the
 // connection, "" unknown.
 func (c *Conn) DropWhere() string {

@@ -98,7 +98,7 @@ static __always_inline bool by_process(__u8 old, __u8 new, int err)
 }
 
 /* What a state change means to the kernel's own counters. */
-static __always_inline void count_state(struct tcp_sock *tp, __u32 netns, int old, int new, int err)
+static __always_inline void count_state(struct sock *sk, struct tcp_sock *tp, __u32 netns, int old, int new, int err)
 {
 	if (new == TCP_SYN_SENT) {
 		count(netns, AUDIT_ACTIVE_OPENS);
@@ -121,7 +121,11 @@ static __always_inline void count_state(struct tcp_sock *tp, __u32 netns, int ol
 			count(netns, AUDIT_ATTEMPT_FAILS);
 		break;
 	}
-	if (err == ETIMEDOUT)
+	/* A timeout ends in the ICMP error that came before it, if there was one.
+	 * Only of a connection that is not yet open is that the end by itself.
+	 */
+	if (err == ETIMEDOUT ||
+	    (err && err == sk->sk_err_soft && old != TCP_SYN_SENT && old != TCP_SYN_RECV))
 		count(netns, AUDIT_ABORT_ON_TIMEOUT);
 }
 
@@ -174,7 +178,7 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	count_state(tp, netns, old, new, err);
+	count_state(sk, tp, netns, old, new, err);
 	if (!netns_passes(netns))
 		return 0;
 

@@ -91,6 +91,9 @@ func (w way) withTwins(k *kernel) way {
 	return w
 }
 
+// unseenCalls are the system calls that syscall tracepoints do not see.
+const unseenCalls = " through io_uring or by 32-bit programs"
+
 // hooks lists every hook, in the order in which they are attached. Reporting
 // hooks come after those whose notes they read.
 var hooks = []hook{
@@ -113,7 +116,7 @@ var hooks = []hook{
 			fentry("fx_accept", "inet_csk_accept").when(acceptReturn),
 			kprobe("kr_accept", "inet_csk_accept"),
 			tp("sys_exit_accept4", "syscalls/sys_exit_accept4").and(tp("sys_exit_accept", "syscalls/sys_exit_accept")).
-				seesOnly("accept() through io_uring"),
+				seesOnly("accept()" + unseenCalls),
 		},
 	},
 	{
@@ -123,7 +126,8 @@ var hooks = []hook{
 		ways: []way{
 			fentry("fx_listen", "__sys_listen"),
 			kprobe("kp_listen", "__sys_listen").and(kprobe("kr_listen", "__sys_listen")),
-			tp("sys_exit_listen", "syscalls/sys_exit_listen").and(tp("sys_enter_listen", "syscalls/sys_enter_listen")),
+			tp("sys_exit_listen", "syscalls/sys_exit_listen").and(tp("sys_enter_listen", "syscalls/sys_enter_listen")).
+				seesOnly("the backlog argument of listen()" + unseenCalls),
 		},
 	},
 	{
@@ -133,7 +137,7 @@ var hooks = []hook{
 		ways: []way{
 			fentry("fe_shutdown", "tcp_shutdown"),
 			kprobe("kp_shutdown", "tcp_shutdown"),
-			tp("sys_enter_shutdown", "syscalls/sys_enter_shutdown"),
+			tp("sys_enter_shutdown", "syscalls/sys_enter_shutdown").seesOnly("shutdown()" + unseenCalls),
 		},
 	},
 	{
@@ -174,7 +178,7 @@ var hooks = []hook{
 			fentry("fx_get_port", "inet_csk_get_port"),
 			kprobe("kp_get_port", "inet_csk_get_port").and(kprobe("kr_get_port", "inet_csk_get_port")),
 			tp("sys_exit_bind", "syscalls/sys_exit_bind").and(tp("sys_enter_bind", "syscalls/sys_enter_bind")).
-				seesOnly("bind() through io_uring, and listen() that fails because the port is taken"),
+				seesOnly("bind()" + unseenCalls + ", and listen() that fails because the port is taken"),
 		},
 	},
 	{

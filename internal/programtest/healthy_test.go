@@ -73,7 +73,9 @@ func healthy() []traffic {
 			"reset-sent":     "the answer comes after the client has closed",
 			"reset-received": "and the server is told so",
 		}},
-		{name: "reuseport-restart", run: restarts},
+		{name: "reuseport-restart", run: restarts, remarks: map[string]string{
+			"reset-received": "a final ACK that meets the old listener in the instant in which it closes is answered by RST",
+		}, warnings: []string{"reset-received"}},
 		{name: "tls", run: encrypted, remarks: map[string]string{
 			"reset-sent":     "a close_notify reaches a connection that is closed, and ab closes handshakes that it does not need",
 			"reset-received": "which nobody waits for",

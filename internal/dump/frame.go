@@ -8,7 +8,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
-	"strings"
+	"unicode/utf8"
 
 	"github.com/klauspost/compress/s2"
 )
@@ -187,12 +187,23 @@ func HeaderFrame(h Header) ([]byte, error) {
 func shorten(list []string, most int) []string {
 	for i, s := range list {
 		if len(s) > most {
-			s = strings.ToValidUTF8(s[:most], "")
-			return append(slices.Clone(list[:i]), s+"…")
+			return append(slices.Clone(list[:i]), cut(s, most))
 		}
 		most -= len(s)
 	}
 	return list
+}
+
+// cut returns no more than most bytes of a text, and says where it ends too
+// early.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	for most > 0 && !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most] + "…"
 }
 
 // EndFrame returns the last frame of a part. before is how many events of the

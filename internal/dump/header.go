@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -116,6 +117,46 @@ func (h *Header) check() error {
 		return fmt.Errorf("it has %d fields in group shape, fewer than %d", len(h.Layout.Shape), len(layout.Shape))
 	}
 	return nil
+}
+
+// Bounds of what a header has for people, which is shown again and again: texts
+// in bytes, lists in entries.
+const (
+	maxWord     = 256
+	maxName     = 128 // of a reason or a hook, as of the kernel's functions
+	maxSentence = 1 << 10
+	maxHooks    = 256 // and sentences
+	maxReasons  = 1024
+)
+
+// bound cuts what a header from elsewhere has for people.
+func (h *Header) bound() {
+	c := &h.Capabilities
+	for _, s := range []*string{&h.Tool, &h.Host, &h.Kernel, &h.BootID, &c.Kernel, &c.Attach, &c.Identity} {
+		*s = cut(*s, maxWord)
+	}
+	if h.Window != nil {
+		h.Window.Trigger = cut(h.Window.Trigger, maxWord)
+	}
+	c.Hooks = c.Hooks[:min(len(c.Hooks), maxHooks)]
+	for i := range c.Hooks {
+		k := &c.Hooks[i]
+		k.Name, k.Via = cut(k.Name, maxName), cut(k.Via, maxName)
+		k.Gives, k.Why = cut(k.Gives, maxSentence), cut(k.Why, maxSentence)
+	}
+	c.Unknowable = c.Unknowable[:min(len(c.Unknowable), maxHooks)]
+	for i, s := range c.Unknowable {
+		c.Unknowable[i] = cut(s, maxSentence)
+	}
+	for _, names := range []map[uint32]string{c.RSTReasons, c.DropReasons} {
+		for i, number := range slices.Sorted(maps.Keys(names)) {
+			if i < maxReasons {
+				names[number] = cut(names[number], maxName)
+			} else {
+				delete(names, number)
+			}
+		}
+	}
 }
 
 // Audit is how the kernel's counters and the hooks' stood at a time, each

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -438,6 +439,43 @@ func TestHostileFramesTakeLittleMemory(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a header has for people is repeated for each connection that it is about.
+func TestHeaderWithLongNames(t *testing.T) {
+	long := strings.Repeat("ä", 10_000)
+	hook := event.Hook{Name: long, Via: long, Gives: long, Why: long}
+	reasons := map[uint32]string{}
+	for i := range uint32(3000) {
+		reasons[i*1000] = "A"
+	}
+	reasons[2] = "A" + long
+	dump, err := Assemble(Header{
+		Tool: long, Host: long, Kernel: long, BootID: long, Window: &Window{Trigger: long},
+		Capabilities: event.Capabilities{
+			Kernel: long, Attach: long, Identity: long, Hooks: slices.Repeat([]event.Hook{hook, {Name: "h"}}, 10),
+			Unknowable: append([]string{long}, slices.Repeat([]string{"u"}, 1000)...), RSTReasons: map[uint32]string{1: "B"}, DropReasons: reasons,
+		},
+	}, nil, nil)
+	require.NoError(t, err)
+	require.NoError(t, readAll(dump, &nothing{}, func(r *Reader) {
+		word, name, sentence := strings.Repeat("ä", 128)+"…", strings.Repeat("ä", 64)+"…", strings.Repeat("ä", 512)+"…"
+		h := r.Header()
+		c := &h.Capabilities
+		for _, s := range []string{h.Tool, h.Host, h.Kernel, h.BootID, h.Window.Trigger, c.Kernel, c.Attach, c.Identity} {
+			require.Equal(t, word, s)
+		}
+		require.Len(t, c.Hooks, 20)
+		require.Equal(t, event.Hook{Name: name, Via: name, Gives: sentence, Why: sentence}, c.Hooks[18])
+		require.Equal(t, event.Hook{Name: "h"}, c.Hooks[19])
+		require.Len(t, c.Unknowable, maxHooks)
+		require.Equal(t, []string{sentence, "u"}, c.Unknowable[:2])
+		require.Equal(t, map[uint32]string{1: "B"}, c.RSTReasons)
+		require.Len(t, c.DropReasons, maxReasons)
+		require.Equal(t, "A"+strings.Repeat("ä", 63)+"…", c.DropReasons[2], "in the middle of a character")
+		require.Contains(t, c.DropReasons, uint32(1022_000))
+		require.NotContains(t, c.DropReasons, uint32(1023_000))
+	}))
 }
 
 // record is one with bytes, length first.

@@ -140,6 +140,7 @@ func (r *Reader) open() error {
 	if err != nil {
 		return fmt.Errorf("its header cannot be read: %w: %w", err, ErrNotDump)
 	}
+	r.header.bound()
 	r.opened, r.run = true, h.run
 	if r.header.Part == 0 && r.header.Window == nil {
 		r.began = true // with event 0

@@ -47,14 +47,21 @@ const maxNames = 65536
 // spaces are the names of network namespaces.
 type spaces map[uint32]string
 
+// Bounds of spaces: as many as a timeline knows, and the bytes of a name, which
+// a dump can have 4096 of.
+const (
+	maxSpaces    = 4096
+	maxSpaceName = 400
+)
+
 func (s spaces) learn(ns event.Namespace) {
 	if ns.Name == "" {
 		return
 	}
-	if len(s) >= maxNames {
+	if len(s) >= maxSpaces {
 		clear(s)
 	}
-	s[ns.Inode] = render.Safe(ns.Name)
+	s[ns.Inode] = render.Short(ns.Name, maxSpaceName)
 }
 
 // finals finds the last word on each verdict. Where a run was cut off before

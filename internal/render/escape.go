@@ -21,6 +21,18 @@ func Safe(s string) string {
 	return s
 }
 
+// Short is Safe of no more than the first most bytes, and says where it ends
+// too early.
+func Short(s string, most int) string {
+	if len(s) > most {
+		for most > 0 && !utf8.RuneStart(s[most]) {
+			most--
+		}
+		s = s[:most] + "…"
+	}
+	return Safe(s)
+}
+
 func escape(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {

@@ -409,6 +409,14 @@ func TestSafe(t *testing.T) {
 	}
 }
 
+func TestShort(t *testing.T) {
+	for in, want := range map[string]string{"": "", "abcd": "abcd", "abcde": "abcd…", "abcä": "abc…", "ääää": "ää…", "\x01\x02": `\x01\x02`, "\x80\x80\x80\x80\x80": "…"} {
+		if got := Short(in, 4); got != want {
+			t.Errorf("Short(%q, 4) = %s, want %s", in, got, want)
+		}
+	}
+}
+
 func FuzzSafe(f *testing.F) {
 	f.Add(hostile)
 	f.Add("\U000e0001\U0001f600\u0300")

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/tcptrace/tcptrace/internal/render"
 )
@@ -88,16 +87,7 @@ func (d *dict) number(s string) uint32 {
 }
 
 // clean makes a string safe to show, and short.
-func clean(s string) string {
-	if len(s) > maxString {
-		cut := maxString
-		for cut > 0 && !utf8.RuneStart(s[cut]) {
-			cut--
-		}
-		s = s[:cut] + "…"
-	}
-	return render.Safe(s)
-}
+func clean(s string) string { return render.Short(s, maxString) }
 
 // store keeps connections within bounds: those that went wrong before those
 // that did not, and of each kind every n-th, so that what is kept spreads over

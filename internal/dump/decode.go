@@ -340,7 +340,7 @@ func (d *decoder) event(s *layoutShape) error {
 		if i >= uint64(len(d.texts)) {
 			return errMalformed
 		}
-		e.Where = d.texts[i]
+		e.Where = cut(d.texts[i], maxSymbol) // each connection keeps one
 	}
 	if s.has&hasCount != 0 {
 		e.Count = d.number32()

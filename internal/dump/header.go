@@ -123,7 +123,7 @@ func (h *Header) check() error {
 // in bytes, lists in entries.
 const (
 	maxWord     = 256
-	maxName     = 128 // of a reason or a hook, as of the kernel's functions
+	maxName     = 128 // of a reason or a hook
 	maxSentence = 1 << 10
 	maxHooks    = 256 // and sentences
 	maxReasons  = 1024

@@ -478,6 +478,21 @@ func TestHeaderWithLongNames(t *testing.T) {
 	}))
 }
 
+// Each living connection can keep where a segment of it was dropped.
+func TestLongFunctions(t *testing.T) {
+	long, most := strings.Repeat("w", maxText), strings.Repeat("f", maxSymbol)
+	dump := written(t, func(f Feed) {
+		f.Event(&event.Event{Kind: event.KindSegmentDropped, Where: long})
+		f.Event(&event.Event{Kind: event.KindSegmentDropped, Where: most})
+		f.Lost(1, event.Lost{Where: long, Count: 1})
+	}, false)
+	got := new(tape)
+	require.NoError(t, readAll(dump, got, func(r *Reader) { require.Empty(t, r.damaged) }))
+	all := strings.Join(got.lines, "\n")
+	require.Contains(t, all, "Where:"+long[:maxSymbol]+"… ")
+	require.Contains(t, all, "Where:"+most+" ")
+}
+
 // record is one with bytes, length first.
 func record(tag byte, b []byte) []byte {
 	return append(binary.AppendUvarint([]byte{tag}, uint64(len(b))), b...)

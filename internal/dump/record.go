@@ -51,6 +51,10 @@ const maxDefined = 1 << 16
 // maxText bounds a text, in bytes.
 const maxText = 4 << 10
 
+// maxSymbol bounds the name of a function, in bytes: KSYM_NAME_LEN, which was
+// 128 until Linux 6.1.
+const maxSymbol = 512
+
 // shape is what events have in common, packed, as it is looked up with each.
 type shape struct {
 	a uint64 // kind, old, new, attempt: 8 bits each; flags, err: 16

@@ -300,8 +300,8 @@ func (r *Reader) next(feed Feed, follows bool) error {
 		case FramePreamble:
 			r.numbered, r.number = true, h.Number
 			gap := r.upTo(feed, h.Before, h.First)
-			if follows && !gap {
-				continue
+			if follows && !gap || r.continued && (h.Before < r.told || r.toldBefore(&h)) {
+				continue // what it says may have changed since
 			}
 		case FrameRecords:
 			if h.Before < r.told {
@@ -311,7 +311,7 @@ func (r *Reader) next(feed Feed, follows bool) error {
 				r.dec.broken()
 				continue
 			}
-			if r.again && h.Before == r.told && h.Events == 0 && r.place.had(&h) {
+			if h.Events == 0 && r.toldBefore(&h) {
 				r.numbered, r.number = true, h.Number+1
 				r.dec.broken()
 				continue
@@ -335,6 +335,12 @@ func (r *Reader) next(feed Feed, follows bool) error {
 		r.told += uint64(h.Events)
 		return nil
 	}
+}
+
+// toldBefore reports whether a frame that comes after all events that were told
+// was handed over, too.
+func (r *Reader) toldBefore(h *frameHeader) bool {
+	return r.again && h.Before == r.told && r.place.had(h)
 }
 
 // release lets go of what reading took. What the reader says of the dump stays.

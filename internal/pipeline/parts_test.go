@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -196,6 +197,43 @@ func TestWhatOverlapsWithoutAnEventCountsOnce(t *testing.T) {
 	}
 	_, got := replayed(t, Options{}, 0, windowOf(t, quiet, 0, 1, "a", ended), windowOf(t, quiet, 2, 3, "b", ended))
 	require.EqualValues(t, 14, got.Summary.Lost)
+}
+
+// TestWhatChangedStaysChanged: a window begins with what was known when its first
+// segment began, and another window may have told what has changed since.
+func TestWhatChangedStaysChanged(t *testing.T) {
+	for _, rotated := range []int{2, 4} { // before events that both have, or none
+		mem, o, _ := run(t, 9, func(tape *taped, m *memory, i int) {
+			if i == 1 {
+				tape.Process(event.Process{PID: 902, Comm: "bench", Cgroup: "/old"})
+			}
+			if i == rotated {
+				m.Rotate()
+			}
+			if i == 4 {
+				tape.Process(event.Process{PID: 902, Comm: "bench", Cgroup: "/new"})
+				m.Flush()
+			}
+		})
+		window := func(trigger string, frames []*dump.Frame) Part {
+			h := mem.Header(0)
+			h.Run, h.Key = trigger, [16]byte{7}
+			h.Window = &dump.Window{Trigger: trigger, At: 1e18}
+			b, err := dump.Assemble(h, frames, &dump.End{Reason: dump.EndWindow})
+			require.NoError(t, err)
+			return mem.reader(t, 0, b)
+		}
+		first, second := mem.Frames(0), mem.Frames(1)
+		all := slices.Concat(first, second)
+		until := len(first) + 2 + 4 - rotated // the preamble, connections, and what changed
+		want, _ := replayed(t, o, 0, window("a", all))
+		require.Contains(t, want, `"cgroup":"/new"`)
+		for n := until; n <= len(all); n++ {
+			got, all := replayed(t, o, 0, window("a", all[:n]), window("b", second))
+			require.Empty(t, all.Problems)
+			require.Equal(t, want, got, "segment from %d on, first window of %d frames", rotated, n)
+		}
+	}
 }
 
 // TestTheEndIsOfTheWindowThatReachesFurthest, whichever comes last.

@@ -206,12 +206,8 @@ func (o *outputs) directory(path string) error {
 }
 
 func (o *outputs) create(path string, x *exporting) (io.Writer, error) {
-	if there, err := os.Lstat(path); err == nil {
-		for _, name := range x.files {
-			if in, err := os.Stat(name); err == nil && os.SameFile(in, there) {
-				return nil, usage("name another file with -o", "%s is the dump that is to be read", path)
-			}
-		}
+	if err := checkOutput(path, "-o", x.files); err != nil {
+		return nil, err
 	}
 	f, err := outfile.Create(path, x.force)
 	if err != nil {

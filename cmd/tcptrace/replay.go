@@ -61,6 +61,24 @@ func checkFiles(files []string) error {
 	return nil
 }
 
+// checkOutput reports that a file to write, which a flag names, is one of those
+// to read: --force is not meant for it.
+func checkOutput(path, flag string, files []string) error {
+	there, err := os.Lstat(path)
+	if err != nil {
+		return nil // it is not there, or making it tells more
+	}
+	for _, name := range files {
+		if name == "-" {
+			name = "/dev/stdin"
+		}
+		if in, err := os.Stat(name); err == nil && os.SameFile(in, there) {
+			return usage("name another file with "+flag, "%s is the dump that is to be read", path)
+		}
+	}
+	return nil
+}
+
 // input is an open dump.
 type input struct {
 	file *os.File

@@ -189,3 +189,29 @@ func TestCodesOfAnotherVersion(t *testing.T) {
 		require.Empty(t, errOut)
 	}
 }
+
+// TestTheDumpIsNotReplaced: --force is not meant for what is read.
+func TestTheDumpIsNotReplaced(t *testing.T) {
+	dir := t.TempDir()
+	names := refusals(t, dir, dump.Header{Host: "web1", Started: 1e18, StartedBoot: 1}, 2)
+	linked := filepath.Join(dir, "linked")
+	require.NoError(t, os.Link(names[1], linked))
+	want, err := os.ReadFile(linked)
+	require.NoError(t, err)
+	for _, to := range []string{names[1], linked} {
+		for _, args := range [][]string{{"report", "--html"}, {"export", "-o"}, {"export", "--format", "perfetto", "-o"}} {
+			status, _, errOut := tcptrace(append(args, to, "--force", names[0], names[1])...)
+			require.Equal(t, exitUsage, status)
+			require.Contains(t, errOut, to+" is the dump that is to be read")
+			require.Contains(t, errOut, "another file with "+args[len(args)-1])
+			got, err := os.ReadFile(names[1])
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+		}
+	}
+	page := filepath.Join(dir, "page.html")
+	for range 2 {
+		status, _, errOut := tcptrace("report", "--html", page, "--force", names[0], names[1])
+		require.Zero(t, status, errOut)
+	}
+}

@@ -235,6 +235,9 @@ func (o *onlyConns) Event(e *render.Event) error {
 
 // reportHTML writes the page.
 func (u *ui) reportHTML(ctx context.Context, r *reporting, list []pipeline.Recording, show pipeline.Show, done func()) error {
+	if err := checkOutput(r.html, "--html", r.files); err != nil {
+		return err
+	}
 	file, err := outfile.Create(r.html, r.force)
 	if err != nil {
 		return err

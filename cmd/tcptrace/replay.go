@@ -187,9 +187,11 @@ func (r *replaying) config(rec *pipeline.Recording) (cfg pipeline.ReplayConfig, 
 	}
 	if !r.unfiltered {
 		flags := *r.filters
-		remark = recorded(&flags, h, env.Codes)
-		cfg.Spaces = nil
-		if cfg.Filter, err = filter.Parse(flags, env); err != nil {
+		if remark, err = recorded(&flags, h, env.Codes); err == nil {
+			cfg.Spaces = nil
+			cfg.Filter, err = filter.Parse(flags, env)
+		}
+		if err != nil {
 			return cfg, "", &headerError{fmt.Errorf("the filters in the dump's header: %w", err), "--unfiltered passes them over"}
 		}
 	}
@@ -234,21 +236,33 @@ func badThreshold(flag, said string) error {
 	return &headerError{fmt.Errorf("the dump's header has %q for --%s", said, flag), "give --" + flag + " here to replace it"}
 }
 
+// maxValues bounds the values of a filter in a header: all are looked through
+// with each event.
+const maxValues = 1024
+
 // recorded adds the recording's own filters, of the kinds that were not given.
 // It leaves out verdicts other than these, of another version, and remarks on
 // the first.
-func recorded(f *filter.Flags, h *dump.Header, codes []string) (remark string) {
+func recorded(f *filter.Flags, h *dump.Header, codes []string) (remark string, err error) {
 	own := len(f.Code) > 0
 	for flag, to := range map[string]*[]string{
 		"port": &f.Port, "lport": &f.LocalPort, "rport": &f.RemotePort, "addr": &f.Addr, "pid": &f.PID, "comm": &f.Comm,
 		"netns": &f.Netns, "cgroup": &f.Cgroup, "code": &f.Code, "state": &f.State,
 	} {
-		if len(*to) == 0 {
-			*to = slices.Clone(h.Filter[flag])
+		if len(*to) > 0 {
+			continue
+		}
+		*to = slices.Clone(h.Filter[flag])
+		n := len(*to)
+		for _, v := range *to {
+			n += strings.Count(v, ",")
+		}
+		if n > maxValues {
+			return "", fmt.Errorf("--%s has %d values, more than %d", flag, n, maxValues)
 		}
 	}
 	if own {
-		return ""
+		return "", nil
 	}
 	var known []string
 	for code := range strings.SplitSeq(strings.Join(f.Code, ","), ",") {
@@ -259,7 +273,7 @@ func recorded(f *filter.Flags, h *dump.Header, codes []string) (remark string) {
 		}
 	}
 	f.Code = known
-	return remark
+	return remark, nil
 }
 
 // when reads a time. One without a date is that of the first day on which what

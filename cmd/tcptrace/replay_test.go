@@ -105,6 +105,7 @@ func TestOneRecordingFails(t *testing.T) {
 		{dump.Header{Rules: map[string]string{"idle": "0s"}}, `the dump's header has "0s" for --idle`, "--idle=5m"},
 		{dump.Header{Rules: map[string]string{"time-wait-share": "7"}}, `the dump's header has "7" for --time-wait-share`, "--time-wait-share=0.5"},
 		{dump.Header{Filter: map[string][]string{"port": {"http"}}}, `the filters in the dump's header: --port "http"`, "--unfiltered"},
+		{dump.Header{Filter: map[string][]string{"pid": {"1", strings.Repeat("1,", maxValues) + "1"}}}, `the filters in the dump's header: --pid has 1026 values, more than 1024`, "--unfiltered"},
 	} {
 		bad := write(fmt.Sprintf("bad%d", i), c.h)
 		for _, args := range [][]string{{"-o", "json"}, {"--show", "connections"}, {"--html", filepath.Join(dir, fmt.Sprintf("%d.html", i))}} {

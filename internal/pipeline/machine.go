@@ -85,6 +85,10 @@ const maxPIDs = 65536
 // maxCgroupText bounds what that takes, in bytes.
 const maxCgroupText = 32 << 20
 
+// maxMeant bounds the namespaces that the filter means, which are looked through
+// with each event.
+const maxMeant = 4096
+
 type verdictKey struct {
 	code string
 	key  diagnose.Key
@@ -199,7 +203,7 @@ func (m *Machine) late(t render.Stamp) bool { return m.o.Since == 0 || t == 0 ||
 // Namespace tells the facts of a network namespace.
 func (m *Machine) Namespace(ns event.Namespace) {
 	m.o.Out.Namespace(ns)
-	if ns.Name != "" && slices.Contains(m.o.Spaces, ns.Name) && !slices.Contains(m.o.Filter.Netns, ns.Inode) {
+	if ns.Name != "" && len(m.o.Filter.Netns) < maxMeant && slices.Contains(m.o.Spaces, ns.Name) && !slices.Contains(m.o.Filter.Netns, ns.Inode) {
 		m.o.Filter.Netns = append(m.o.Filter.Netns, ns.Inode)
 	}
 	m.tracker.Namespace(ns)

@@ -162,6 +162,19 @@ func run(t *testing.T, n int, between func(*taped, *memory, int)) (*memory, Opti
 	return mem, o, live.String()
 }
 
+// TestNamespacesOfOneName: those that a filter means are looked through with each
+// event.
+func TestNamespacesOfOneName(t *testing.T) {
+	m := NewMachine(Options{Out: render.NewJSON(io.Discard), Spaces: []string{"blue"}})
+	for i := range uint32(3 * maxMeant) {
+		m.Namespace(event.Namespace{Inode: i/2 + 1, Name: "blue"})
+		m.Namespace(event.Namespace{Inode: 1 << 20, Name: "red"})
+	}
+	require.Len(t, m.o.Filter.Netns, maxMeant)
+	require.Contains(t, m.o.Filter.Netns, uint32(1000))
+	require.NotContains(t, m.o.Filter.Netns, uint32(1<<20))
+}
+
 func TestReplayOfWhatIsThere(t *testing.T) {
 	mem, o, live := run(t, 9, func(_ *taped, m *memory, i int) {
 		if i%3 == 2 && i < 8 {

@@ -144,7 +144,10 @@ func (x *tupleIndex) remove(c *Conn) {
 // list is a list of connections, least recently active first.
 type list struct {
 	oldest, newest *Conn
-	n              int
+	// lost is the newest that was there at the newest loss and did nothing since,
+	// nil if there is none: it and all that are older are marked.
+	lost *Conn
+	n    int
 }
 
 func (l *list) push(c *Conn) {
@@ -159,6 +162,9 @@ func (l *list) push(c *Conn) {
 }
 
 func (l *list) remove(c *Conn) {
+	if c == l.lost {
+		l.lost = c.older
+	}
 	if c.older != nil {
 		c.older.newer = c.newer
 	} else {

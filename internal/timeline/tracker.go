@@ -69,8 +69,8 @@ type Tracker struct {
 	timers   []keepalive
 	missing  []missing
 	lostAt   int64
-	// lostAfter is how many events had come when what lives was last marked.
-	lostAfter uint64
+	// endedLost is the first of ended that came after the newest loss.
+	endedLost int
 }
 
 // pastSocks is how many sockets that ended are remembered, so that a snapshot
@@ -208,17 +208,16 @@ func (t *Tracker) Lost(at int64, l event.Lost) {
 		return
 	}
 	t.lostAt = max(t.lostAt, at)
-	if t.lostAfter == t.stats.Events && t.lostAfter != 0 {
-		return // nothing has come since they were marked
-	}
-	t.lostAfter = t.stats.Events
-	for _, half := range [...]*list{&t.live, &t.half} {
-		for c := half.oldest; c != nil; c = c.newer {
+	// There can be as many losses as events: each marks what came since the one
+	// before.
+	for _, l := range [...]*list{&t.live, &t.half} {
+		for c := l.newest; c != l.lost; c = c.older {
 			c.flags |= flagLost
 		}
+		l.lost = l.newest
 	}
-	for _, e := range t.ended[t.endedAt:] {
-		e.c.flags |= flagLost
+	for ; t.endedLost < len(t.ended); t.endedLost++ {
+		t.ended[t.endedLost].c.flags |= flagLost
 	}
 }
 
@@ -440,12 +439,13 @@ func (t *Tracker) release() {
 	c := t.ended[t.endedAt].c
 	t.ended[t.endedAt] = ending{}
 	t.endedAt++
+	t.endedLost = max(t.endedLost, t.endedAt)
 	if t.endedAt == len(t.ended) {
-		t.ended, t.endedAt = t.ended[:0], 0
+		t.ended, t.endedAt, t.endedLost = t.ended[:0], 0, 0
 	} else if t.endedAt >= 1024 && t.endedAt > len(t.ended)/2 {
 		n := copy(t.ended, t.ended[t.endedAt:])
 		clear(t.ended[n:])
-		t.ended, t.endedAt = t.ended[:n], 0
+		t.ended, t.endedAt, t.endedLost = t.ended[:n], 0, t.endedLost-t.endedAt
 	}
 	t.forget(c)
 	if !t.address && c.sock != 0 && c.Find(EntryGone) == nil {

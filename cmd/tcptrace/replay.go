@@ -86,8 +86,8 @@ type input struct {
 }
 
 // open opens dumps and puts the parts of recordings together. close is not nil.
-// Where skip is not nil, it is told of files that are no dumps, unless none is
-// one.
+// Where skip is not nil, it is told of files that are no dumps, or parts that are
+// there already, unless none is a dump.
 func (r *replaying) open(files []string, through func(io.Reader) io.Reader, skip func(error)) (list []pipeline.Recording, close func(), err error) {
 	var inputs []input
 	close = func() {
@@ -106,17 +106,17 @@ func (r *replaying) open(files []string, through func(io.Reader) io.Reader, skip
 		inputs = append(inputs, in)
 		parts = append(parts, in.Part)
 	}
+	list, twice := pipeline.Recordings(parts)
+	for _, err := range twice {
+		bad = append(bad, &failure{err, "name each file once", exitUsage})
+	}
 	if len(bad) > 0 && (skip == nil || len(parts) == 0) {
 		return nil, close, bad[0]
 	}
 	for _, err := range bad {
 		skip(err)
 	}
-	list, err = pipeline.Recordings(parts)
-	if errors.Is(err, pipeline.ErrSamePart) {
-		err = &failure{err, "name each file once", exitUsage}
-	}
-	return list, close, err
+	return list, close, nil
 }
 
 // openDump opens one; "-" is stdin.

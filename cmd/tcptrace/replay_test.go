@@ -135,6 +135,30 @@ func TestOneRecordingFails(t *testing.T) {
 	require.Empty(t, out)
 }
 
+// TestOnePartIsThereTwice: it counts once, and keeps nobody from the others.
+func TestOnePartIsThereTwice(t *testing.T) {
+	dir := t.TempDir()
+	names := refusals(t, dir, dump.Header{Host: "web1", Started: 1e18, StartedBoot: 1}, 2)
+	other := refusals(t, dir, dump.Header{Host: "web2", Started: 1e18, StartedBoot: 1}, 1)[0]
+	b, err := os.ReadFile(names[0])
+	require.NoError(t, err)
+	copied := filepath.Join(dir, "copied")
+	require.NoError(t, os.WriteFile(copied, b, 0o600))
+
+	_, want, _ := tcptrace("report", "-o", "json", names[0], names[1], other)
+	status, out, errOut := tcptrace("report", "-o", "json", names[0], copied, names[1], other, names[1])
+	require.Equal(t, exitFailed, status)
+	require.Equal(t, want, out)
+	require.Equal(t, 2, strings.Count(errOut, "error: "), errOut)
+	require.Contains(t, errOut, "error: "+copied+" is the same part of a recording as "+names[0])
+	require.Contains(t, errOut, "error: "+names[1]+" is the same part of a recording as "+names[1])
+	require.Contains(t, errOut, "hint: name each file once")
+
+	status, out, errOut = tcptrace("export", names[0], copied)
+	require.Equal(t, exitUsage, status, errOut)
+	require.Empty(t, out)
+}
+
 // TestOneFileCannotBeRead: on a failing disk what could be read is shown, and the
 // others are.
 func TestOneFileCannotBeRead(t *testing.T) {

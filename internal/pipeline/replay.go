@@ -40,10 +40,15 @@ func (r *Recording) Began() render.Stamp {
 
 // Recordings puts parts together. They come in the order of their names' first
 // mention, the parts of each in their own. The windows of one flight recorder
-// are parts, too, which can overlap.
-func Recordings(parts []Part) ([]Recording, error) {
-	var list []Recording
-	byRun := make(map[string]int)
+// are parts, too, which can overlap. Of a part that is there twice, the second one
+// is left out, of which an error tells that wraps [ErrSamePart].
+func Recordings(parts []Part) (list []Recording, twice []error) {
+	type place struct {
+		of   int // the recording
+		run  string
+		part int
+	}
+	byRun, names := make(map[string]int), make(map[place]string)
 	for _, p := range parts {
 		h := p.Reader.Header()
 		run := h.Run
@@ -56,6 +61,12 @@ func Recordings(parts []Part) ([]Recording, error) {
 			list = append(list, Recording{})
 			byRun[run] = i
 		}
+		at := place{i, h.Run, h.Part}
+		if first, ok := names[at]; ok {
+			twice = append(twice, fmt.Errorf("%s is the same part of a recording as %s: %w", p.Name, first, ErrSamePart))
+			continue
+		}
+		names[at] = p.Name
 		list[i].Parts = append(list[i].Parts, p)
 	}
 	for _, r := range list {
@@ -63,18 +74,11 @@ func Recordings(parts []Part) ([]Recording, error) {
 			x, y := a.Reader.Header(), b.Reader.Header()
 			return cmp.Or(cmp.Compare(x.Part, y.Part), cmp.Compare(x.StartedBoot, y.StartedBoot))
 		})
-		for i := 1; i < len(r.Parts); i++ {
-			a, b := r.Parts[i-1], r.Parts[i]
-			if h := b.Reader.Header(); h.Run == a.Reader.Header().Run && h.Part == a.Reader.Header().Part {
-				return nil, fmt.Errorf("%s and %s are the same part of one recording: %w", a.Name, b.Name, ErrSamePart)
-			}
-		}
 	}
-	return list, nil
+	return list, twice
 }
 
-// ErrSamePart is wrapped by the error of [Recordings] about a part that is
-// given twice.
+// ErrSamePart is wrapped by the errors of [Recordings].
 var ErrSamePart = errors.New("a part can be replayed once")
 
 // ReplayConfig is what [Replay] needs.

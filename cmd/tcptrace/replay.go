@@ -296,13 +296,16 @@ func when(s, flag string, start render.Stamp) (render.Stamp, error) {
 			return render.Stamp(t.UnixNano()), nil
 		}
 	}
-	for _, layout := range []string{"15:04:05", "15:04"} {
-		t, err := time.ParseInLocation(layout, s, time.Local)
+	for _, day := range []struct {
+		layout string
+		unit   time.Duration // which may have begun before
+	}{{"15:04:05", time.Second}, {"15:04", time.Minute}} {
+		t, err := time.ParseInLocation(day.layout, s, time.Local)
 		if err != nil {
 			continue
 		}
 		at := time.Date(began.Year(), began.Month(), began.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.Local)
-		if at.Before(began.Truncate(time.Minute)) {
+		if at.Before(began.Truncate(day.unit)) {
 			at = at.AddDate(0, 0, 1)
 		}
 		return render.Stamp(at.UnixNano()), nil

@@ -20,6 +20,7 @@ import (
 	"github.com/tcptrace/tcptrace/internal/dump"
 	"github.com/tcptrace/tcptrace/internal/dump/dumptest"
 	"github.com/tcptrace/tcptrace/internal/pipeline"
+	"github.com/tcptrace/tcptrace/internal/render"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
 
@@ -88,6 +89,24 @@ func TestTimesOfLaterParts(t *testing.T) {
 	_, out, _ = tcptrace(append([]string{"report", "-o", "json", "--since", "12:35", "--until", "12:55"}, names...)...)
 	require.Equal(t, 1, strings.Count(out, `"type":"connection"`), out)
 	require.Contains(t, strings.SplitN(out, "\n", 2)[0], began.UTC().Format("2006-01-02T15:04:05"))
+}
+
+// TestTimesOfDay: one without a date is not before the beginning, but for the
+// minute or the second in which that was.
+func TestTimesOfDay(t *testing.T) {
+	began := time.Date(2026, 3, 14, 3, 10, 40, 700_000_000, time.Local)
+	for s, want := range map[string]time.Time{
+		"03:10":    time.Date(2026, 3, 14, 3, 10, 0, 0, time.Local),
+		"03:10:40": time.Date(2026, 3, 14, 3, 10, 40, 0, time.Local),
+		"03:11":    time.Date(2026, 3, 14, 3, 11, 0, 0, time.Local),
+		"03:10:39": time.Date(2026, 3, 15, 3, 10, 39, 0, time.Local),
+		"03:10:00": time.Date(2026, 3, 15, 3, 10, 0, 0, time.Local),
+		"03:09":    time.Date(2026, 3, 15, 3, 9, 0, 0, time.Local),
+	} {
+		at, err := when(s, "since", render.Stamp(began.UnixNano()))
+		require.NoError(t, err)
+		require.True(t, want.Equal(at.Time()), "%s is %v", s, at.Time())
+	}
 }
 
 // TestOneRecordingFails: it keeps nobody from the others.

@@ -244,6 +244,10 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 		if why != "" {
 			continue // what is said is true, and may be less than all
 		}
+		if count == 0 && want.Count > 0 && uint64(want.Count) <= missed {
+			t.Logf("%s: all %d may be among the %d events that were missed", want.Code, want.Count, missed)
+			continue
+		}
 		if count == 0 {
 			t.Errorf("no %s about %v by %s[%d]", want.Code, want.Listener, want.Process.Comm, want.Process.PID)
 			continue
@@ -342,7 +346,7 @@ var byTimer = []string{"connect-timeout", "handshake-timeout", "keepalive-timeou
 func unknowable(c event.Capabilities, id, code string, missed uint64) string {
 	switch {
 	case missed > 0 && (code == "handshake-timeout" || code == "final-ack-lost" || code == "immediate-close" ||
-		code == "half-open" || id == "E-scan-silent"):
+		code == "half-open" || id == "E-scan-silent" || id == "A-refusal" && code == "reconnect-loop"):
 		return "it is concluded from what does not come, or hangs on one event, and events were missed"
 	case code == "local-drop" && !c.HasDrops:
 		return "dropped segments are not seen"

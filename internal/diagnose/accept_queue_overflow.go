@@ -153,7 +153,7 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 	default:
 		v.Story = "SYN dropped, accept queue full"
 	}
-	argument := Fact{Key: "backlog_argument", Note: "listen() was called before tracing began"}
+	argument := Fact{Key: "backlog_argument", Note: "listen() was not seen: most likely it was called before tracing began"}
 	if !x.o.Capabilities.HasListenArg {
 		argument.Note = "this kernel's hooks do not show listen()'s argument"
 	}

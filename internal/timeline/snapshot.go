@@ -134,6 +134,8 @@ func (t *Tracker) snapshot(e *event.Event) {
 	if c != nil {
 		closed := c.Closed()
 		switch {
+		case t.address && !c.sameAddresses(e) && e.Time < c.Seen():
+			return // it was there before c, whose events overtook this line
 		case !c.sameAddresses(e), t.address && closed != 0 && e.Time > closed+settle:
 			t.replace(c)
 			c = nil

@@ -50,7 +50,7 @@ func (t *Tracker) request(e *event.Event, p Phase) *Conn {
 	}
 	c := t.bySock.find(sock)
 	if c != nil && (!c.sameAddresses(e) || c.Phase() == PhaseEnded) {
-		t.replace(c)
+		t.replace(c, e.Time)
 		c = nil
 	}
 	if c == nil {
@@ -174,7 +174,12 @@ func (t *Tracker) await(c *Conn) {
 // deadline is when the next event of a half-open connection is overdue. The
 // kernel's timers may be late by an eighth of their length.
 func (c *Conn) deadline() int64 {
-	var wait time.Duration
+	wait := c.patience()
+	return c.last + int64(wait+wait/8+time.Second)
+}
+
+// patience is for how long a half-open connection waits for its next event.
+func (c *Conn) patience() (wait time.Duration) {
 	if c.Phase() == PhaseRequest {
 		n := 0
 		dropped := false
@@ -203,18 +208,18 @@ func (c *Conn) deadline() int64 {
 		}
 		wait = min(time.Duration(last-first)+time.Second, maxRTO)
 	}
-	return c.last + int64(wait+wait/8+time.Second)
+	return wait
 }
 
 // expire ends a half-open connection of which nothing more came in time.
-func (t *Tracker) expire(c *Conn) {
+func (t *Tracker) expire(c *Conn, now int64) {
 	kind := EntryForgotten
 	if c.Phase() == PhaseRequest {
 		kind = EntryExpired
 	}
 	closed := c.lis != nil && c.lis.Closed != 0 // and took its requests along
 	if c.flags&flagLost == 0 && !closed {
-		at := c.deadline() - int64(time.Second)
+		at := min(now, c.deadline()-int64(time.Second))
 		t.file(c, Entry{At: at, Kind: kind, states: uint8(halfState(c))})
 	}
 	t.end(c)

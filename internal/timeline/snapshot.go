@@ -137,7 +137,7 @@ func (t *Tracker) snapshot(e *event.Event) {
 		case t.address && !c.sameAddresses(e) && e.Time < c.Seen():
 			return // it was there before c, whose events overtook this line
 		case !c.sameAddresses(e), t.address && closed != 0 && e.Time > closed+settle:
-			t.replace(c)
+			t.replace(c, e.Time)
 			c = nil
 		case c.Phase() == PhaseEnded:
 			return // it ended meanwhile

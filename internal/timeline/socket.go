@@ -18,7 +18,7 @@ func (t *Tracker) transition(e *event.Event) {
 	child := e.Old == event.StateSynRecv
 	c := t.bySock.find(e.Sock)
 	if c != nil && !t.sameLife(c, e, connecting, child) {
-		t.replace(c)
+		t.replace(c, e.Time)
 		c = nil
 	}
 	if c == nil && child {
@@ -179,10 +179,14 @@ func (c *Conn) sameAddresses(e *event.Event) bool {
 	return true
 }
 
-// replace makes room in the index for another life of the socket of c.
-func (t *Tracker) replace(c *Conn) {
+// replace makes room in the index for another life of the socket of c, which was
+// seen at that time.
+func (t *Tracker) replace(c *Conn, at int64) {
 	t.bySock.remove(c)
-	if c.Phase() != PhaseEnded { // its end was missed
+	switch {
+	case c.Phase() == PhaseRequest && at >= c.last+int64(c.patience()):
+		t.expire(c, at) // its memory is free since its timer passed
+	case c.Phase() != PhaseEnded: // its end was missed
 		t.file(c, Entry{At: max(c.last, c.Seen()), Kind: EntryGone})
 		t.stats.Gone++
 		t.end(c)
@@ -214,7 +218,7 @@ func (t *Tracker) accepted(e *event.Event) {
 			stale = first != nil && first.At != e.Time
 		}
 		if stale {
-			t.replace(c)
+			t.replace(c, e.Time)
 			c = nil
 		}
 	}

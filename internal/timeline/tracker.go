@@ -235,7 +235,7 @@ func (t *Tracker) Advance(now int64) {
 			t.schedule(c, d)
 			continue
 		}
-		t.expire(c)
+		t.expire(c, t.now)
 	}
 	t.sweep()
 	for t.endedAt < len(t.ended) && t.ended[t.endedAt].due <= t.now {

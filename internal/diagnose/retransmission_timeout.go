@@ -56,9 +56,10 @@ type backoffRun struct {
 	told    bool
 }
 
-// backoffPause is longer than any between two retransmissions of one run: where
-// more passed, the machine slept, or events were lost.
-const backoffPause = 150 * time.Second
+// timerPause is longer than any between two retransmissions or two probes in a
+// row (TCP_RTO_MAX is 120 s): where more passed, the machine slept, or events were
+// lost.
+const timerPause = 150 * time.Second
 
 func newRetransmissionTimeout() *retransmissionTimeout {
 	return &retransmissionTimeout{
@@ -111,7 +112,7 @@ func (r *retransmissionTimeout) Entry(x *Engine, c *timeline.Conn, e *timeline.E
 	// Whatever is acknowledged makes room for new data to be sent, or leaves
 	// less of it unacknowledged, and has the kernel count anew.
 	if run.begun == 0 || t.BytesSent > run.sent || t.Unacked < run.unacked ||
-		again && e.Backoff() < run.backoff || at-run.last > int64(backoffPause) {
+		again && e.Backoff() < run.backoff || at-run.last > int64(timerPause) {
 		*run = backoffRun{begun: at, told: run.told, whole: e.Backoff() <= 1}
 	}
 	run.last, run.sent, run.unacked = at, t.BytesSent, t.Unacked

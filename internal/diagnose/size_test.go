@@ -23,7 +23,7 @@ func leaking(n int, x *diagnose.Engine) *timeline.Tracker {
 			Remote:    netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i / 360 >> 8), byte(i / 360)}), 3306),
 			Inventory: &event.Inventory{Inode: uint64(i + 1), Idle: time.Hour, KeepaliveTime: 2 * time.Hour}}
 		tr.Handle(&e)
-		tr.SnapshotOwner(e.Sock, 77, "worker")
+		tr.SnapshotOwner(e.Sock, e.Time, 77, "worker")
 	}
 	tr.EndSnapshot(1, now+2)
 	tr.Advance(now + 3)

@@ -99,10 +99,6 @@ type stalls struct {
 	errno            uint16 // of the newest of these
 }
 
-// zeroWindowPause is longer than any between two probes: where more passed, the
-// machine slept, or events were lost.
-const zeroWindowPause = 150 * time.Second
-
 func (r *zeroWindow) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	switch e.Kind {
 	case timeline.EntryZeroWindow:
@@ -171,7 +167,7 @@ func (r *zeroWindow) seen(x *Engine, c *timeline.Conn, at int64, by sighting) {
 		gap = time.Duration(at - s.probe)
 	}
 	again := gap > 0 && gap < s.gap*3/5
-	slept := time.Duration(at-max(s.to, s.mute)) > zeroWindowPause
+	slept := time.Duration(at-max(s.to, s.mute)) > timerPause
 	if !s.known || s.receiver != by.own || moved != s.moved || again || slept {
 		r.opened(x, c)
 		*s = stall{from: at, to: at, moved: moved, receiver: by.own, known: true}

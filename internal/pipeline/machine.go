@@ -232,9 +232,8 @@ func (m *Machine) Snapshot(e *event.Event, pid uint32, comm string) {
 	} else {
 		m.tracker.Handle(e)
 	}
-	// Events can have overtaken the line: its socket's next life is another's.
-	if c := m.tracker.Conn(e.Sock); pid != 0 && (c == nil || c.Seen() <= e.Time) {
-		m.tracker.SnapshotOwner(e.Sock, pid, comm)
+	if pid != 0 {
+		m.tracker.SnapshotOwner(e.Sock, e.Time, pid, comm)
 	}
 }
 

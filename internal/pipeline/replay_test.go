@@ -56,8 +56,8 @@ func (t *taped) Handle(e *event.Event) {
 	t.Event(e)
 }
 
-func (t *taped) SnapshotOwner(uint64, uint32, string) {}
-func (t *taped) Drain(now int64)                      { t.Advance(now) }
+func (t *taped) SnapshotOwner(uint64, int64, uint32, string) {}
+func (t *taped) Drain(now int64)                             { t.Advance(now) }
 
 func replayed(t *testing.T, o Options, until render.Stamp, parts ...Part) (string, *Replayed) {
 	t.Helper()

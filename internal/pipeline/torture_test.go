@@ -34,8 +34,8 @@ func (t target) Handle(e *event.Event) {
 	t.m.Event(e)
 }
 
-func (t target) SnapshotOwner(sock uint64, pid uint32, comm string) {
-	t.m.tracker.SnapshotOwner(sock, pid, comm+t.name)
+func (t target) SnapshotOwner(sock uint64, at int64, pid uint32, comm string) {
+	t.m.tracker.SnapshotOwner(sock, at, pid, comm+t.name)
 }
 
 func (t target) Advance(now int64)                     { t.m.Advance(now) }

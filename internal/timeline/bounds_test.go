@@ -153,7 +153,7 @@ func TestBounds(t *testing.T) {
 							case e.Kind == event.KindSnapshot && i%500 == 400:
 								tr.EndSnapshot(e.Netns, f.now)
 							case i%1000 == 0:
-								tr.SnapshotOwner(e.Sock, f.r.Uint32(), "x")
+								tr.SnapshotOwner(e.Sock, e.Time, f.r.Uint32(), "x")
 								tr.Process(event.Process{PID: f.r.Uint32(), Comm: "x"})
 								tr.Lost(f.now, event.Lost{Count: 1})
 							}

@@ -332,5 +332,5 @@ func (n *netns) lifetime(s event.State) int64 {
 	if s == event.StateFinWait2 && n.facts.Sysctls.FinTimeout > 0 {
 		return int64(time.Duration(n.facts.Sysctls.FinTimeout) * time.Second)
 	}
-	return int64(time.Minute) // TCP_TIMEWAIT_LEN, and tcp_fin_timeout by default
+	return int64(timeWaitLen) // and tcp_fin_timeout by default
 }

@@ -4,8 +4,9 @@ import "hash/fnv"
 
 // orphans remembers who closed the connections that went on without a process
 // in FIN_WAIT2, or else who held them, and when that was: data that comes much
-// later is answered by their minisockets, which know nobody. It forgets on collision, which makes it cheap and bounded;
-// the hash has no seed, so that a replay forgets the same.
+// later is answered by their minisockets, which know nobody. It forgets on
+// collision, which makes it cheap and bounded; the hash has no seed, so that a
+// replay forgets the same.
 type orphans []orphan
 
 type orphan struct {

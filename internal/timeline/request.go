@@ -211,7 +211,8 @@ func (c *Conn) patience() (wait time.Duration) {
 	return wait
 }
 
-// expire ends a half-open connection of which nothing more came in time.
+// expire ends a half-open connection of which nothing more came in time, as is
+// known now.
 func (t *Tracker) expire(c *Conn, now int64) {
 	kind := EntryForgotten
 	if c.Phase() == PhaseRequest {

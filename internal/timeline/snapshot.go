@@ -86,8 +86,9 @@ func (t *Tracker) sweep() {
 	}
 }
 
-// SnapshotOwner tells which process holds the socket, as /proc shows it.
-func (t *Tracker) SnapshotOwner(sock uint64, pid uint32, comm string) {
+// SnapshotOwner tells which process holds the socket of a snapshot's line of that
+// time, as /proc shows it.
+func (t *Tracker) SnapshotOwner(sock uint64, at int64, pid uint32, comm string) {
 	var name event.Comm
 	copy(name[:len(name)-1], comm)
 	p := t.procs.intern(pid, name, 0)
@@ -98,7 +99,7 @@ func (t *Tracker) SnapshotOwner(sock uint64, pid uint32, comm string) {
 		return
 	}
 	c := t.bySock.find(sock)
-	if c == nil {
+	if c == nil || at < c.Seen() { // events overtook the line: it is the next life's
 		return
 	}
 	if c.Phase() == PhaseSocket {

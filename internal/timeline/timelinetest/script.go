@@ -69,7 +69,7 @@ type Target interface {
 	Drain(now int64)
 	BeginSnapshot(netns uint32, now int64)
 	EndSnapshot(netns uint32, now int64)
-	SnapshotOwner(sock uint64, pid uint32, comm string)
+	SnapshotOwner(sock uint64, at int64, pid uint32, comm string)
 	Lost(at int64, l event.Lost)
 }
 
@@ -88,7 +88,7 @@ func (s *Step) tell(t Target) {
 	case DoLost:
 		t.Lost(s.Time, event.Lost{Where: "ring", Count: s.Lost})
 	case DoOwner:
-		t.SnapshotOwner(s.Sock, s.PID, s.Comm)
+		t.SnapshotOwner(s.Sock, s.Time, s.PID, s.Comm)
 	}
 }
 

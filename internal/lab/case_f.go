@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 
 	"github.com/tcptrace/tcptrace/internal/lab/peer"
@@ -141,19 +142,16 @@ func dataCarriesACK(ctx context.Context, env *Env, t *Truth) error {
 	return nil
 }
 
-// finishAll closes scripted connections in an orderly way, first from the
-// scripted side.
+// finishAll closes scripted connections in an orderly way, all at the same
+// time.
 func finishAll(ctx context.Context, conns []*peer.Conn) error {
+	ended := make(chan error, len(conns))
 	for _, c := range conns {
-		c.Answer()
-		if err := c.Send(peer.FIN|peer.ACK, nil); err != nil {
-			return err
-		}
+		go func() { ended <- c.Finish(ctx) }()
 	}
-	for _, c := range conns {
-		if _, err := c.Expect(ctx, peer.FIN); err != nil {
-			return err
-		}
+	var failed error
+	for range conns {
+		failed = errors.Join(failed, <-ended)
 	}
-	return nil
+	return failed
 }

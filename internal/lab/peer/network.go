@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Network is all the hosts behind one device. Segments to an address and port
@@ -140,6 +141,7 @@ type Conn struct {
 	inbox    []Segment
 	sendNext uint32
 	recvNext uint32
+	acked    uint32      // what the other end has acknowledged last
 	synced   bool        // recvNext is known
 	window   uint16      // advertised; 65535 if never set
 	narrowed bool        // window was set
@@ -155,6 +157,9 @@ func (c *Conn) receive(s Segment) {
 		c.recvNext, c.synced = s.Seq+1, true
 	case c.synced && s.Seq == c.recvNext:
 		c.recvNext += s.Len()
+	}
+	if s.Has(ACK) {
+		c.acked = s.Ack
 	}
 	if s.Timestamps != nil && c.stamps != nil {
 		c.stamps.Echo = s.Timestamps.Value
@@ -302,4 +307,37 @@ func (c *Conn) Open(ctx context.Context) error {
 		return err
 	}
 	return c.Send(ACK, nil)
+}
+
+// finRetry is how long Finish waits for a FIN to be acknowledged.
+const finRetry = time.Second
+
+// Finish closes the connection in an orderly way and waits until the other end
+// has closed too. As any host does, it sends its FIN again until that is
+// acknowledged: 6.1 drops one that meets a shut window (TCPZeroWindowDrop).
+func (c *Conn) Finish(ctx context.Context) error {
+	c.Answer()
+	fin := c.Make(FIN|ACK, nil)
+	for {
+		if err := c.Transmit(fin); err != nil {
+			return err
+		}
+		wait, cancel := context.WithTimeout(ctx, finRetry)
+		_, err := c.Expect(wait, FIN)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		if c.received(fin) {
+			_, err := c.Expect(ctx, FIN)
+			return err
+		}
+	}
+}
+
+// received is true if the other end has acknowledged all of a segment.
+func (c *Conn) received(s Segment) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int32(c.acked-(s.Seq+s.Len())) >= 0
 }

@@ -50,9 +50,10 @@ func newWatch(u *ui) *cobra.Command {
 cause, the evidence, the timeline and what to do. SIGINT (Ctrl-C) and SIGTERM
 end it with a summary, in which the kernel's own counters are held against
 what was seen. Of many connections that are alike the text shows a few and counts
-the others; --show verdicts leaves connections out, -o json has each one. Filters
-of different kinds must all hold; values of one kind, repeated or separated by
-commas, are alternatives.`,
+the others; --show verdicts leaves connections out, -o json has each one. A
+verdict that holds for more is mentioned again once it has grown by half, or
+after a minute. Filters of different kinds must all hold; values of one kind,
+repeated or separated by commas, are alternatives.`,
 		Example: `  sudo tcptrace watch                          everything that goes wrong
   sudo tcptrace watch --show verdicts          the causes only
   sudo tcptrace watch --comm nginx --all       all connections of nginx

@@ -96,7 +96,7 @@ type verdictKey struct {
 
 type growth struct {
 	count   uint64
-	at      int64
+	told    bool
 	example *timeline.Conn // the one that was shown with it
 	early   uint64         // the count before Options.Since, when nothing was shown yet
 }
@@ -456,11 +456,8 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 		}
 		return
 	}
-	if was.early != 0 && was.at == 0 && p == diagnose.PhaseGrowing {
+	if was.early != 0 && !was.told && p == diagnose.PhaseGrowing {
 		p, out.Phase = diagnose.PhaseNew, diagnose.PhaseNew // nobody was told
-	}
-	if was.at != 0 {
-		out.Interval = time.Duration(m.now - was.at)
 	}
 	if p == diagnose.PhaseFinal {
 		if was.example != nil {
@@ -479,7 +476,7 @@ func (m *Machine) verdict(v *diagnose.Verdict, p diagnose.Phase) {
 		if was.example == nil && m.o.Show.Verdicts {
 			was.example = m.example(v.Examples)
 		}
-		m.growing[key] = growth{v.Count, m.now, was.example, was.early}
+		m.growing[key] = growth{v.Count, true, was.example, was.early}
 	}
 	if !m.o.Show.Verdicts {
 		return

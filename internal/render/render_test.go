@@ -16,6 +16,9 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/tcptrace/tcptrace/internal/diagnose"
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -164,7 +167,6 @@ func script(t *testing.T, r Renderer) {
 		},
 		func() error {
 			v := overflow(diagnose.PhaseGrowing, 37)
-			v.Since, v.Interval = 1, 3600*time.Millisecond
 			return r.Verdict(v)
 		},
 		func() error { return r.Connection(joined()) },
@@ -488,9 +490,9 @@ func TestNumbers(t *testing.T) {
 func TestGrowth(t *testing.T) {
 	var b bytes.Buffer
 	r := NewText(&b, TextOptions{Width: 200})
-	verdict := func(which string, phase diagnose.Phase, count, since uint64, dropped int64) *Verdict {
+	verdict := func(which string, phase diagnose.Phase, count uint64, dropped int64) *Verdict {
 		v := overflow(phase, count)
-		v.Key, v.Which, v.Since, v.Interval = diagnose.Key{What: which}, which, since, time.Second
+		v.Key, v.Which = diagnose.Key{What: which}, which
 		v.Evidence = diagnose.Evidence{{Key: "dropped", Value: dropped}}
 		return v
 	}
@@ -502,25 +504,59 @@ func TestGrowth(t *testing.T) {
 		}
 		return b.String()
 	}
-	said(verdict("one", diagnose.PhaseNew, 5, 0, 5))
-	said(verdict("two", diagnose.PhaseNew, 1, 0, 1))
-	if got := said(verdict("one", diagnose.PhaseGrowing, 5, 5, 9)); got != "" {
+	said(verdict("one", diagnose.PhaseNew, 5, 5))
+	said(verdict("two", diagnose.PhaseNew, 1, 1))
+	if got := said(verdict("one", diagnose.PhaseGrowing, 5, 9)); got != "" {
 		t.Errorf("more evidence for as many: %q", got)
 	}
-	if got := said(verdict("two", diagnose.PhaseGrowing, 4, 1, 4)); !strings.Contains(got, "(two)") || !strings.Contains(got, "now 4 (+3 in the last 1 s)") {
+	if got := said(verdict("two", diagnose.PhaseGrowing, 4, 4)); !strings.Contains(got, "(two)") || !strings.Contains(got, "now 4 (+3 in the last 300 ms)") {
 		t.Errorf("growth of the other: %q", got)
 	}
 	b.Reset()
-	if err := r.Summary(&Summary{Final: []*Verdict{verdict("one", diagnose.PhaseFinal, 5, 5, 9)}}); err != nil {
+	if err := r.Summary(&Summary{Final: []*Verdict{verdict("one", diagnose.PhaseFinal, 5, 9)}}); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(b.String(), "dropped=9") {
 		t.Errorf("the last word has the old evidence: %s", b.String())
 	}
-	said(verdict("one", diagnose.PhaseFinal, 5, 5, 9))
-	said(verdict("two", diagnose.PhaseFinal, 4, 4, 4))
+	said(verdict("one", diagnose.PhaseFinal, 5, 9))
+	said(verdict("two", diagnose.PhaseFinal, 4, 4))
 	if len(r.told) != 0 {
 		t.Errorf("%d verdicts kept after their last word", len(r.told))
+	}
+}
+
+// TestSteadyGrowth checks that a verdict that holds for a few more each second
+// is told of when it has grown by half, or after a minute, and that no count is
+// lost by it; and that without Fold, each growth is told.
+func TestSteadyGrowth(t *testing.T) {
+	for _, fold := range []bool{true, false} {
+		var b bytes.Buffer
+		r := NewText(&b, TextOptions{Width: 200, Fold: fold})
+		v := overflow(diagnose.PhaseNew, 1)
+		var told []string
+		for i := range 180 {
+			b.Reset()
+			require.NoError(t, errors.Join(r.Verdict(v), r.Flush()))
+			if _, now, ok := strings.Cut(b.String(), ": now "); ok {
+				told = append(told, strings.TrimSpace(now))
+			}
+			v = overflow(diagnose.PhaseGrowing, uint64(3+2*i))
+			v.Time = at(time.Duration(i) * time.Second)
+		}
+		if !fold {
+			assert.Len(t, told, 179)
+			continue
+		}
+		assert.Equal(t, []string{
+			"3", "5 (+2 in the last 1 s)", "9 (+4 in the last 2 s)", "15 (+6 in the last 3 s)", "23 (+8 in the last 4 s)",
+			"35 (+12 in the last 6 s)", "53 (+18 in the last 9 s)", "81 (+28 in the last 14 s)", "123 (+42 in the last 21 s)",
+			"185 (+62 in the last 31 s)", "279 (+94 in the last 47 s)",
+		}, told)
+		b.Reset()
+		v.Phase = diagnose.PhaseFinal
+		require.NoError(t, errors.Join(r.Verdict(v), r.Flush()))
+		assert.Contains(t, b.String(), "now 361 (+82 in the last 41 s)")
 	}
 }
 

@@ -515,10 +515,22 @@ type verdictKey struct {
 }
 
 // told is what a verdict said when it was shown in full, and its count when
-// anything of it was shown.
+// anything of it was shown last.
 type told struct {
 	full  string
 	count uint64
+	at    Stamp
+}
+
+// steady is how long a verdict that grows by less than half of itself goes
+// without a word where [TextOptions.Fold] is set: a health check that is
+// refused twice a second is no news each second.
+const steady = time.Minute
+
+// news is true if a verdict that holds for more is to be told of again.
+func (t *Text) news(v *Verdict, was told) bool {
+	return !t.o.Fold || v.Phase == diagnose.PhaseFinal || v.Count < was.count ||
+		v.Count-was.count >= (was.count+1)/2 || v.Time-was.at >= Stamp(steady)
 }
 
 // said is what Verdict shows of v, in short.
@@ -537,15 +549,16 @@ func (t *Text) Verdict(v *Verdict) error {
 		was := t.told[key]
 		if v.Phase == diagnose.PhaseFinal {
 			delete(t.told, key)
-		} else {
-			t.told[key] = told{was.full, v.Count}
 		}
-		if v.Count == was.count {
+		if v.Count == was.count || !t.news(v, was) {
 			return t.result()
 		}
+		if v.Phase != diagnose.PhaseFinal {
+			t.told[key] = told{was.full, v.Count, v.Time}
+		}
 		grew := ""
-		if v.Interval > 0 && v.Count >= v.Since {
-			grew = fmt.Sprintf(" (+%s in the last %s)", Thousands(v.Count-v.Since), roughly(v.Interval))
+		if passed := time.Duration(v.Time - was.at); was.at != 0 && passed > 0 && v.Count >= was.count {
+			grew = fmt.Sprintf(" (+%s in the last %s)", Thousands(v.Count-was.count), roughly(passed))
 		}
 		code := Safe(v.Code)
 		if v.Which != "" {
@@ -569,7 +582,7 @@ func (t *Text) Verdict(v *Verdict) error {
 		t.para("  fix: ", green, Safe(f), plain)
 	}
 	t.print("\n")
-	t.told[key] = told{said(v), v.Count}
+	t.told[key] = told{said(v), v.Count, v.Time}
 	return t.result()
 }
 

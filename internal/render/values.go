@@ -133,10 +133,8 @@ type Verdict struct {
 	Phase       diagnose.Phase
 	*diagnose.Verdict
 
-	// Since is the count when it was last shown, and Interval how long ago
-	// that was. Both 0 if it was not.
-	Since    uint64
-	Interval time.Duration
+	// Since is the count when it was last told of, 0 if it was not.
+	Since uint64
 	// Early is how much of Count was before the time from which on was asked.
 	Early uint64
 	// Example is one of the connections; nil if it is not known any more.

@@ -114,6 +114,28 @@ func TestCostlySearch(t *testing.T) {
 	}
 }
 
+// TestFoundAtTheEnd: a namespace that had to wait for its search is looked for
+// before the counters are compared for the last time.
+func TestFoundAtTheEnd(t *testing.T) {
+	ns := namespace(t)
+	l := alive(&fake{})
+	l.cost = newCosts(l.Tracer, l.Log)
+	defer l.cost.close()
+	began := host.Now()
+	l.sought, l.search = began, time.Hour
+	l.handle(refused(ns.Inode(), 1, 40001, began))
+	if s := l.spaces[ns.Inode()]; s == nil || !s.missing {
+		t.Fatalf("%+v, want one that was not looked for yet", s)
+	}
+	sum, err := l.finish(began, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.spaces[ns.Inode()].known || slices.ContainsFunc(sum.AuditNotes, func(n string) bool { return strings.Contains(n, "not found") }) {
+		t.Errorf("not looked for: %q", sum.AuditNotes)
+	}
+}
+
 // TestAuditOfOlder checks that a namespace that was merely not visible in the
 // beginning is not taken for a new one, all of whose counts were seen.
 func TestAuditOfOlder(t *testing.T) {

@@ -868,8 +868,11 @@ func (l *live) losses(now int64) {
 // was time.
 func (l *live) finish(began int64, err error) (*render.Summary, error) {
 	var s render.Summary
-	// The audit compares what was counted while the hooks were there.
+	// The audit compares what was counted while the hooks were there, in each
+	// namespace that there still is.
 	if err == nil {
+		l.search = 0 // the last look for those that were not found waits for nothing
+		l.retry()
 		s.Audit, s.AuditNotes = l.audit.compare(l.caps, attempts)
 	}
 	l.Tracer.Stop()

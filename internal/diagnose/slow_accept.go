@@ -323,9 +323,9 @@ func (r *slowAccept) Ended(x *Engine, c *timeline.Conn) {
 	if c.Role() != timeline.RoleServer || c.Accepted() || c.Incomplete() || tagged(r, c) || !x.o.Capabilities.HasAccept {
 		return
 	}
-	est, t := c.Find(timeline.EntryEstablished), c.Traffic()
-	if est == nil || t.BytesSent > 0 || t.BytesReceived > uint64(t.Unread) || c.Find(timeline.EntryFINSent) != nil {
-		return // some process had it
+	est := c.Find(timeline.EntryEstablished)
+	if est == nil || used(c) {
+		return
 	}
 	p := r.found.get(listenerKey(c))
 	if p == nil || (*p).stuck == 0 || est.At < (*p).stuck {
@@ -344,13 +344,20 @@ func (r *slowAccept) Ended(x *Engine, c *timeline.Conn) {
 	x.Report(r, q.key, q, end, 1, c)
 }
 
+// used reports whether somebody has c: wrote to it, read from it, or closed it.
+func used(c *timeline.Conn) bool {
+	t := c.Traffic()
+	return t.BytesSent > 0 || t.BytesReceived > uint64(t.Unread) || c.Find(timeline.EntryFINSent) != nil
+}
+
 // waits reports whether w is known to be in the queue still: a snapshot after
-// its time found it without a process, and its listener with a queue that is
-// not empty. That no accept() was seen proves nothing: io_uring and the kernel's
-// own servers accept by other ways.
+// its time found it without a process and unused, and its listener with a queue
+// that is not empty. That no accept() was seen proves nothing: io_uring and the
+// kernel's own servers accept by other ways, and the sockets of the latter have no
+// file, so that all of them look as if nobody had them.
 func (*slowAccept) waits(x *Engine, w *waiter) bool {
 	l := w.c.Listener()
-	return w.c.SnapshotAt()-w.since > int64(x.o.SlowAccept) && l != nil && l.Closed == 0 && l.QueueLen > 0
+	return w.c.SnapshotAt()-w.since > int64(x.o.SlowAccept) && l != nil && l.Closed == 0 && l.QueueLen > 0 && !used(w.c)
 }
 
 // record takes the wait of a connection that was accepted at that time.

@@ -264,7 +264,7 @@ func (r *slowAccept) Changed(x *Engine, c *timeline.Conn) {
 	r.byConn[c] = w
 }
 
-func (r *slowAccept) Tick(x *Engine, now int64, _ *timeline.Tracker) {
+func (r *slowAccept) Tick(x *Engine, now int64, t *timeline.Tracker) {
 	r.lis, r.queue = nil, nil
 	r.expire(x, now)
 	if now < r.next || len(r.overdue) == 0 {
@@ -280,6 +280,7 @@ func (r *slowAccept) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 	}
 	kept := r.overdue[:0]
 	var changed []*acceptQueue
+	shared := sharedQueues(t)
 	for _, w := range r.overdue {
 		if r.done(w.c) {
 			delete(r.byConn, w.c)
@@ -290,7 +291,7 @@ func (r *slowAccept) Tick(x *Engine, now int64, _ *timeline.Tracker) {
 			continue
 		}
 		kept = append(kept, w)
-		if !r.waits(x, w) {
+		if !r.waits(x, w, shared) {
 			x.sockets.add(w.c.Netns(), now)
 			continue
 		}
@@ -355,9 +356,29 @@ func used(c *timeline.Conn) bool {
 // that is not empty. That no accept() was seen proves nothing: io_uring and the
 // kernel's own servers accept by other ways, and the sockets of the latter have no
 // file, so that all of them look as if nobody had them.
-func (*slowAccept) waits(x *Engine, w *waiter) bool {
+//
+// Of several listeners on one address (SO_REUSEPORT) any may be its: shared are
+// those of which one's queue is not empty.
+func (*slowAccept) waits(x *Engine, w *waiter, shared map[Key]bool) bool {
 	l := w.c.Listener()
-	return w.c.SnapshotAt()-w.since > int64(x.o.SlowAccept) && l != nil && l.Closed == 0 && l.QueueLen > 0 && !used(w.c)
+	if w.c.SnapshotAt()-w.since <= int64(x.o.SlowAccept) || l == nil || used(w.c) {
+		return false
+	}
+	if l.Shared {
+		return shared[Key{Netns: l.Netns, Addr: l.Addr}]
+	}
+	return l.Closed == 0 && l.QueueLen > 0
+}
+
+// sharedQueues finds the addresses of several listeners where a queue is not empty.
+func sharedQueues(t *timeline.Tracker) map[Key]bool {
+	m := make(map[Key]bool)
+	for l := range t.Listeners() {
+		if l.Shared && l.QueueLen > 0 {
+			m[Key{Netns: l.Netns, Addr: l.Addr}] = true
+		}
+	}
+	return m
 }
 
 // record takes the wait of a connection that was accepted at that time.

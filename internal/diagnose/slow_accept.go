@@ -94,10 +94,13 @@ type waiter struct {
 
 // acceptQueue is one listening address.
 type acceptQueue struct {
-	key   Key
-	name  netip.AddrPort
-	lis   *timeline.Listener
-	owner timeline.Owner // who accepted, where the listener's owner is not known
+	key    Key
+	name   netip.AddrPort
+	lis    *timeline.Listener
+	taker  timeline.Owner // who accepted last
+	takers int            // different ones, up to 2
+	late   crew           // who accepted late
+	heir   timeline.Owner // who is to accept what waits, as far as that is known
 
 	came        uint64 // connections so far
 	firstAccept int64  // on lis; 0 unknown
@@ -211,8 +214,9 @@ func (r *slowAccept) accepted(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	if q.firstAccept == 0 {
 		q.firstAccept = e.At
 	}
-	if !q.owner.Known() {
-		q.owner = c.Owner()
+	if o := c.Owner(); o.Source == timeline.SourceAccept && (!q.taker.Known() || o.PID != q.taker.PID) {
+		q.taker = o
+		q.takers = min(q.takers+1, 2)
 	}
 	if since >= q.stuck {
 		q.stuck = 0
@@ -236,6 +240,9 @@ func (r *slowAccept) accepted(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		length = w.q.came - w.n + 1 // accept() takes the oldest
 	}
 	q.tooLong(x, wait, length, since, e.At)
+	if o := c.Owner(); o.Source == timeline.SourceAccept {
+		q.late.add(o)
+	}
 	n := uint64(1)
 	if tagged(r, c) { // it was reported while it waited
 		n = 0
@@ -296,6 +303,7 @@ func (r *slowAccept) Tick(x *Engine, now int64, t *timeline.Tracker) {
 			continue
 		}
 		w.q.waiting++
+		w.q.heir = w.c.Owner()
 		seen := max(w.c.SnapshotAt(), w.c.Last())
 		if wait := time.Duration(seen - w.since); wait > w.q.longest || !tagged(r, w.c) {
 			w.q.tooLong(x, wait, 0, w.since, seen)
@@ -421,14 +429,15 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 		v.Severity = Warning
 	}
 	v.Subject = Subject{"listener", q.name.String()}
-	owner := q.owner
-	if q.lis != nil && q.lis.Owner().Known() {
-		owner = q.lis.Owner()
-	}
+	owner, several := q.who()
 	v.Process = process(owner)
 	who := "the application"
 	if owner.Known() {
 		who = owner.Name()
+	}
+	accepts := "accepts"
+	if several {
+		who, accepts = q.late.name(), "accept"
 	}
 	noun := "connections"
 	if v.Count == 1 {
@@ -454,7 +463,7 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 	case q.never > 0 && q.all == 0:
 		v.Story += fmt.Sprintf(": %s never accepted them", who)
 	default:
-		v.Story += fmt.Sprintf(": %s accepts late", who)
+		v.Story += fmt.Sprintf(": %s %s late", who, accepts)
 	}
 	p50 := Fact{Key: "wait_ms_p50", Note: "none was accepted"}
 	share := Fact{Key: "share_percent", Note: "none was accepted"}
@@ -477,6 +486,29 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 		first,
 	}
 	v.Fix = docSlowAccept.Fix
+}
+
+// who is the process that is late; several: the newest of those that were.
+//
+// That is not always who opened the listener: a service manager may have (socket
+// activation), a process that has handed it over since, or the master of workers.
+// Of a connection that nobody has accepted it is whoever accepts here, where that is
+// one process or one of another name, and else the listener's owner.
+func (q *acceptQueue) who() (o timeline.Owner, several bool) {
+	if o = q.late.last; o.Known() && q.waiting == 0 {
+		return o, len(q.late.seen) > 1
+	}
+	shared := q.lis != nil && q.lis.Shared
+	switch {
+	case q.heir.Known() || shared:
+		o = q.heir
+	case q.lis != nil:
+		o = q.lis.Owner()
+	}
+	if q.taker.Known() && !shared && (q.takers == 1 || !o.Known() || o.Comm != q.taker.Comm) {
+		o = q.taker
+	}
+	return o, false
 }
 
 // waits is a histogram of times: 4 buckets for each power of two microseconds.

@@ -391,13 +391,18 @@ func sharedQueues(t *timeline.Tracker) map[Key]bool {
 
 // record takes the wait of a connection that was accepted at that time.
 func (q *acceptQueue) record(wait time.Duration, slow bool, at int64) {
+	q.turn(at)
+	q.now.add(wait, slow)
+}
+
+// turn forgets what is more than a full minute before at.
+func (q *acceptQueue) turn(at int64) {
 	if m := at / acceptWindow; m > q.minute {
 		if q.past = (waits{}); m == q.minute+1 {
 			q.past = q.now
 		}
 		q.now, q.minute = waits{}, m
 	}
-	q.now.add(wait, slow)
 }
 
 // tooLong takes note of a wait that was too long, of a connection that came
@@ -408,6 +413,7 @@ func (q *acceptQueue) tooLong(x *Engine, wait time.Duration, length uint64, sinc
 	if l := q.lis; l != nil && l.LimitKnown {
 		q.length = max(q.length, uint64(l.QueueLen))
 	}
+	q.turn(at)
 	q.median = median(&q.past, &q.now)
 	q.slow, q.all = q.past.slow+q.now.slow, q.past.all+q.now.all
 	if q.firstAccept == 0 || since <= q.firstAccept {

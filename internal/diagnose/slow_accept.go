@@ -117,8 +117,8 @@ type acceptQueue struct {
 	never         uint64
 	seconds       [acceptSeconds]int64 // the newest ones with long waits, oldest first
 	severe        bool
-	afterFirst    bool // some came after the first accept()
-	notYetStarted bool // and none before it
+	afterFirst    bool // some waited for long after the first accept()
+	notYetStarted bool // and some mostly before it
 }
 
 func (r *slowAccept) queueOf(c *timeline.Conn) *acceptQueue {
@@ -416,7 +416,7 @@ func (q *acceptQueue) tooLong(x *Engine, wait time.Duration, length uint64, sinc
 	q.turn(at)
 	q.median = median(&q.past, &q.now)
 	q.slow, q.all = q.past.slow+q.now.slow, q.past.all+q.now.all
-	if q.firstAccept == 0 || since <= q.firstAccept {
+	if q.firstAccept == 0 || at-q.firstAccept <= q.firstAccept-since { // most of the wait was before it
 		q.notYetStarted = true
 	} else {
 		q.afterFirst = true
@@ -457,11 +457,11 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 	}
 	switch {
 	case q.waiting > 0:
-		waits := "wait"
+		waits, them := "wait", "them"
 		if q.waiting == 1 {
-			waits = "waits"
+			waits, them = "waits", "it"
 		}
-		v.Story += fmt.Sprintf(", and %d still %s: %s does not accept", q.waiting, waits, who)
+		v.Story += fmt.Sprintf(", and %d still %s: %s has not accepted %s", q.waiting, waits, who, them)
 	case q.notYetStarted && !q.afterFirst && first.Value != nil && q.firstAccept-q.lis.Opened < 2*int64(q.longest):
 		// Else nobody had come before, and it may have waited for somebody.
 		v.Story += fmt.Sprintf(": %s began to accept %s after listen()", who,

@@ -185,9 +185,16 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 	v.Fix = []string{docAcceptQueueOverflow.Fix[0]}
 	switch by.Value {
 	case limitedBySomaxconn:
+		if o.facts.Somaxconn > o.facts.QueueLimit {
+			v.Fix = append(v.Fix, fmt.Sprintf("net.core.somaxconn was %d when listen() was called and is %d now: restart the application", o.facts.QueueLimit, o.facts.Somaxconn))
+			break
+		}
 		v.Fix = append(v.Fix, fmt.Sprintf("net.core.somaxconn (%d) caps this queue: raise it in the listener's network namespace, then restart the application", o.facts.Somaxconn))
 	case limitedByArgument:
 		v.Fix = append(v.Fix, docAcceptQueueOverflow.Fix[1])
+		if n := o.facts.Somaxconn; n != 0 && n < o.facts.QueueLimit {
+			v.Fix = append(v.Fix, fmt.Sprintf("net.core.somaxconn is %d now, and would cut the queue to that at a restart: raise it before", n))
+		}
 	default:
 		v.Fix = append(v.Fix, docAcceptQueueOverflow.Fix[1:]...)
 	}
@@ -209,14 +216,20 @@ func limitedBy(o *overflow, known bool) Fact {
 	switch {
 	case known && uint32(o.lis.Backlog) > limit:
 		f.Value = limitedBySomaxconn
-	case known && limit >= somaxconn:
+		if somaxconn != limit && somaxconn != 0 {
+			f.Note = fmt.Sprintf("it was %d when listen() was called", limit)
+		}
+	case known && limit == somaxconn:
 		f.Value = limitedBySomaxconn
 		f.Note = "listen() asked for just as much: raise both"
 	case known:
 		f.Value = limitedByArgument
-	case somaxconn != 0 && limit >= somaxconn:
+	case somaxconn != 0 && limit == somaxconn:
 		f.Value = limitedBySomaxconn
 		f.Note = "the argument is not known, but a larger one would not count"
+	case limit > somaxconn && somaxconn != 0:
+		f.Value = "unknown"
+		f.Note = "net.core.somaxconn was lowered since listen()"
 	case somaxconn != 0:
 		f.Value = limitedByArgument
 		f.Note = "unless net.core.somaxconn was raised since listen()"

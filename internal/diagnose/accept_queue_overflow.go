@@ -67,6 +67,7 @@ type overflow struct {
 	queueLen            uint32
 	syn, ack, rst, sure uint64
 	clients             addresses
+	sharers             crew // whose listeners they were, where several are on the address
 	wait                time.Duration
 	waited              bool
 }
@@ -104,6 +105,9 @@ func (r *acceptQueueOverflow) Entry(x *Engine, c *timeline.Conn, e *timeline.Ent
 	o := *p
 	if l := c.Listener(); l != nil {
 		o.lis = l
+		if l.Shared {
+			o.sharers.add(l.Owner())
+		}
 	}
 	o.facts = c.Facts()
 	o.queueLen = max(o.queueLen, o.facts.QueueLen)
@@ -164,13 +168,19 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 	if o.lis != nil {
 		v.Process = process(o.lis.Owner())
 	}
+	limit := Fact{Key: "backlog_limit", Value: int64(o.facts.QueueLimit)}
+	if len(o.sharers.seen) > 1 {
+		v.Process = nil // no one's alone
+		v.Story += ": listeners of " + o.sharers.name()
+		limit.Note = "of the newest; each listener on this address has its own"
+	}
 	by := limitedBy(o, known)
 	wait := Fact{Key: "accept_wait_ms_max", Note: "no accept() seen since"}
 	if o.waited {
 		wait = Fact{Key: wait.Key, Value: milliseconds(o.wait)}
 	}
 	v.Evidence = Evidence{
-		{Key: "backlog_limit", Value: int64(o.facts.QueueLimit)},
+		limit,
 		argument,
 		{Key: "somaxconn", Value: int64(o.facts.Somaxconn)},
 		by,

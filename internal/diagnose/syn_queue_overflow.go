@@ -72,6 +72,7 @@ type synFlood struct {
 	last             int64
 	from             sources
 	completed        addresses // those of the sources that did complete a handshake since
+	done             uint64    // handshakes that these completed since
 }
 
 // Incident hears of SYNs that found the queue full.
@@ -107,7 +108,7 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 	}
 	n := max(in.Count, 1)
 	if in.At-f.last > int64(synQueuePause) {
-		f.from, f.completed, f.queueLen = sources{}, addresses{}, 0
+		f.from, f.completed, f.done, f.queueLen = sources{}, addresses{}, 0, 0
 	}
 	f.last = max(f.last, in.At)
 	if in.Listener != nil {
@@ -141,6 +142,7 @@ func (r *synQueueOverflow) Entry(_ *Engine, c *timeline.Conn, e *timeline.Entry)
 	}
 	if a := c.Remote().Addr(); (*p).from.addresses.has(a) {
 		(*p).completed.add(a)
+		(*p).done++
 	}
 }
 
@@ -241,6 +243,12 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	case looksForged:
 		v.Fix = append(v.Fix, docSYNQueueOverflow.Fix[1])
 	case looksFew, looksNetwork:
+		if 2*f.done >= f.from.n() {
+			// As load balancers and NAT do, and no client that never completes.
+			v.Story += fmt.Sprintf("; they completed %d handshakes", f.done)
+			v.Fix = append(v.Fix, "these sources complete their handshakes, as a load balancer or NAT with many clients behind it does: do not filter them", docSYNQueueOverflow.Fix[2])
+			break
+		}
 		v.Fix = append(v.Fix, "look at the sources: a client that opens connections and never completes them, or hosts whose way back is blocked; filter them if they do it on purpose", docSYNQueueOverflow.Fix[2])
 	case looksBurst:
 		v.Fix = append(v.Fix, docSYNQueueOverflow.Fix[2])

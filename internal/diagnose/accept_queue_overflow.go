@@ -67,7 +67,7 @@ type overflow struct {
 	queueLen            uint32
 	syn, ack, rst, sure uint64
 	clients             addresses
-	sharers             crew // whose listeners they were, where several are on the address
+	owners              crew // of the listeners: of several on the address, or one after the other
 	wait                time.Duration
 	waited              bool
 }
@@ -105,9 +105,7 @@ func (r *acceptQueueOverflow) Entry(x *Engine, c *timeline.Conn, e *timeline.Ent
 	o := *p
 	if l := c.Listener(); l != nil {
 		o.lis = l
-		if l.Shared {
-			o.sharers.add(l.Owner())
-		}
+		o.owners.add(l.Owner())
 	}
 	o.facts = c.Facts()
 	o.queueLen = max(o.queueLen, o.facts.QueueLen)
@@ -169,10 +167,10 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 		v.Process = process(o.lis.Owner())
 	}
 	limit := Fact{Key: "backlog_limit", Value: int64(o.facts.QueueLimit)}
-	if len(o.sharers.seen) > 1 {
+	if len(o.owners.seen) > 1 {
 		v.Process = nil // no one's alone
-		v.Story += ": listeners of " + o.sharers.name()
-		limit.Note = "of the newest; each listener on this address has its own"
+		v.Story += ": listeners of " + o.owners.name()
+		limit.Note = "of the newest listener"
 	}
 	by := limitedBy(o, known)
 	wait := Fact{Key: "accept_wait_ms_max", Note: "no accept() seen since"}

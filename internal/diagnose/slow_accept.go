@@ -452,7 +452,9 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 	v.Story = fmt.Sprintf("%d %s waited for accept() for more than %s, up to %s", v.Count, noun,
 		timeline.Duration(x.o.SlowAccept), timeline.Duration(q.longest))
 	first := Fact{Key: "first_accept_ms", Note: "listen() or the first accept() was not seen"}
-	if q.lis != nil && q.lis.Opened != 0 && q.firstAccept > q.lis.Opened {
+	if !x.anyPeer(q.key.Netns, q.name) {
+		first.Note = "other clients, which were not asked for, may have been accepted before"
+	} else if q.lis != nil && q.lis.Opened != 0 && q.firstAccept > q.lis.Opened {
 		first = Fact{Key: first.Key, Value: milliseconds(time.Duration(q.firstAccept - q.lis.Opened))}
 	}
 	switch {

@@ -14,11 +14,11 @@ var docAbortedOnMemory = Doc{
 	Code:     codeAbortedOnMemory,
 	Severity: Error,
 	Summary:  "the kernel killed connections for want of TCP memory, or because there were too many orphans",
-	Meaning: `An orphan is a socket that its process has closed while data or the FIN is not acknowledged yet. The kernel goes on for it, up to net.ipv4.tcp_max_orphans in all and as long as there is TCP memory (net.ipv4.tcp_mem, in pages). Beyond that it drops orphans: RST instead of FIN, and what was not acknowledged is lost, without any error to anybody on this host. The kernel's log has "too many orphaned sockets" or "out of memory -- consider tuning tcp_mem".
+	Meaning: `An orphan is a socket that its process has closed while data or the FIN is not acknowledged yet. The kernel goes on for it, up to net.ipv4.tcp_max_orphans in all and as long as there is TCP memory (net.ipv4.tcp_mem, in pages). Beyond that it drops orphans: mostly by RST instead of FIN, and what was not acknowledged is lost, without any error to anybody on this host. An orphan that has sent nothing for four minutes, or that was retransmitted in vain for long, is dropped from half that number on, and from a quarter if ICMP errors came for it, too. The kernel's log has "too many orphaned sockets" or "out of memory -- consider tuning tcp_mem".
 
 Both limits are of the whole machine, not of a network namespace or container: whoever fills them hurts all others. Many orphans mean peers that do not answer, or a process that closes very many connections with data on the way (an attack by slow or silent clients looks like this).
 
-The reason is orphans where there were more of them than allowed at that moment. Otherwise the kernel does not say which of the two it was.`,
+The reason is orphans where there were more of them than this one was allowed at that moment. Otherwise the kernel does not say which of the two it was.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"reason", "", "orphans, or \"orphans or memory\" where the kernel does not say"},
@@ -26,7 +26,7 @@ The reason is orphans where there were more of them than allowed at that moment.
 		{"state", "", "of the newest, when it was killed"},
 	},
 	Fix: []string{
-		"compare net.ipv4.tcp_max_orphans and net.ipv4.tcp_mem with `cat /proc/net/sockstat` (orphan, mem) in the host's own network namespace",
+		"compare net.ipv4.tcp_max_orphans and net.ipv4.tcp_mem with `cat /proc/net/sockstat` (orphan, mem) in the host's own network namespace: silent orphans are killed from half of tcp_max_orphans on, some from a quarter",
 		"find who holds the memory or leaves the orphans: `tcptrace sockets`, `ss -tmo state fin-wait-1`",
 		"raise the limit only if the machine has the memory: an orphan can hold up to 64 kB",
 	},

@@ -64,6 +64,8 @@ type overflow struct {
 	name                netip.AddrPort
 	lis                 *timeline.Listener
 	facts               event.Listener
+	backlog             int64 // argument of listen() as it was then
+	known               bool  // and whether it was seen
 	queueLen            uint32
 	syn, ack, rst, sure uint64
 	clients             addresses
@@ -105,6 +107,7 @@ func (r *acceptQueueOverflow) Entry(x *Engine, c *timeline.Conn, e *timeline.Ent
 	o := *p
 	if l := c.Listener(); l != nil {
 		o.lis = l
+		o.backlog, o.known = l.Backlog, l.BacklogKnown
 		o.owners.add(l.Owner())
 	}
 	o.facts = c.Facts()
@@ -159,9 +162,11 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 	if !x.o.Capabilities.HasListenArg {
 		argument.Note = "this kernel's hooks do not show listen()'s argument"
 	}
-	known := o.lis != nil && o.lis.BacklogKnown
-	if known {
-		argument.Value, argument.Note = o.lis.Backlog, ""
+	if !o.known && o.lis != nil && o.lis.BacklogKnown && o.lis.QueueLimit == o.facts.QueueLimit { // it was told late
+		o.backlog, o.known = o.lis.Backlog, true
+	}
+	if o.known {
+		argument.Value, argument.Note = o.backlog, ""
 	}
 	if o.lis != nil {
 		v.Process = process(o.lis.Owner())
@@ -172,7 +177,7 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 		v.Story += ": listeners of " + o.owners.name()
 		limit.Note = "of the newest listener"
 	}
-	by := limitedBy(o, known)
+	by := limitedBy(o)
 	wait := Fact{Key: "accept_wait_ms_max", Note: "no accept() seen since"}
 	if o.waited {
 		wait = Fact{Key: wait.Key, Value: milliseconds(o.wait)}
@@ -218,19 +223,19 @@ const (
 
 // limitedBy compares the limit with what it was made of: min(argument,
 // somaxconn), as they were when listen() was called.
-func limitedBy(o *overflow, known bool) Fact {
+func limitedBy(o *overflow) Fact {
 	f := Fact{Key: "limited_by"}
 	limit, somaxconn := o.facts.QueueLimit, o.facts.Somaxconn
 	switch {
-	case known && uint32(o.lis.Backlog) > limit:
+	case o.known && uint32(o.backlog) > limit:
 		f.Value = limitedBySomaxconn
 		if somaxconn != limit && somaxconn != 0 {
 			f.Note = fmt.Sprintf("it was %d when listen() was called", limit)
 		}
-	case known && limit == somaxconn:
+	case o.known && limit == somaxconn:
 		f.Value = limitedBySomaxconn
 		f.Note = "listen() asked for just as much: raise both"
-	case known:
+	case o.known:
 		f.Value = limitedByArgument
 	case somaxconn != 0 && limit == somaxconn:
 		f.Value = limitedBySomaxconn

@@ -65,6 +65,7 @@ type synFlood struct {
 	name             netip.AddrPort
 	lis              *timeline.Listener
 	owner            timeline.Owner
+	owners           crew // of the listeners: of several on the address, or one after the other
 	facts            event.Listener
 	queueLen         uint32
 	cookies, dropped uint64
@@ -113,6 +114,7 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 	f.last = max(f.last, in.At)
 	if in.Listener != nil {
 		f.lis = in.Listener
+		f.owners.add(f.lis.Owner())
 	}
 	if o := in.Owner; o.Known() {
 		f.owner = o
@@ -189,6 +191,11 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 		owner = f.lis.Owner()
 	}
 	v.Process = process(owner)
+	limit := Fact{Key: "queue_limit", Value: int64(f.facts.QueueLimit)}
+	if len(f.owners.seen) > 1 {
+		v.Process = nil // no one's alone
+		limit.Note = "of the newest listener"
+	}
 	switch {
 	case f.dropped > 0 && f.cookies > 0:
 		v.Severity = Error
@@ -198,6 +205,9 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 		v.Story = fmt.Sprintf("SYN queue full: %s", plural(f.dropped, "SYN dropped", "SYNs dropped"))
 	default:
 		v.Story = fmt.Sprintf("SYN queue full: %s", plural(f.cookies, "SYN cookie sent", "SYN cookies sent"))
+	}
+	if v.Process == nil && len(f.owners.seen) > 1 {
+		v.Story += ", by listeners of " + f.owners.name()
 	}
 	looks := f.look()
 	completed := uint64(len(f.completed.m))
@@ -220,7 +230,7 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	}
 	v.Evidence = Evidence{
 		{Key: "queue_len", Value: int64(f.queueLen)},
-		{Key: "queue_limit", Value: int64(f.facts.QueueLimit)},
+		limit,
 		{Key: "syncookies", Value: int64(f.facts.SYNCookies)},
 		{Key: "cookies_sent", Value: int64(f.cookies)},
 		{Key: "syn_dropped", Value: int64(f.dropped)},

@@ -22,14 +22,14 @@ var docConnectRefused = Doc{
 	Code:     codeConnectRefused,
 	Severity: Warning,
 	Summary:  "our SYN was answered by RST: nobody listens there, or a firewall rejects",
-	Meaning: `connect() failed with ECONNREFUSED. The destination is reachable and said no: nothing listens on that port and address, or a firewall answers for it.
+	Meaning: `connect() failed with ECONNREFUSED. The destination is reachable and said no: nothing listens on that port and address, or a firewall answers for it. Where a rule of this host itself rejects what goes out, the SYN never left: that is said instead, local-drop names the rule's drop, and this verdict is information.
 
 It is a warning: programs probe ports on purpose, and try one address after another.
 
 ` + docCrewMeaning,
 	Counts: "connections",
 	Evidence: []DocKey{
-		{"answered_by", "", "RST; null where none was seen, as with an ICMP error (a firewall's REJECT)"},
+		{"answered_by", "", "RST; null where none was seen, as with an ICMP error (a firewall's REJECT); this host where its own rule rejected the SYN on its way out"},
 		{"errno", "", "111"},
 		{"errno_name", "", "ECONNREFUSED"},
 		{"destination", "", "where to"},
@@ -93,6 +93,7 @@ func (*connectRefused) Doc() Doc     { return docConnectRefused }
 
 type refusals struct {
 	to    netip.AddrPort
+	here  bool // by this host itself, in the destination's name
 	who   crew
 	count uint64
 	rsts  uint64 // of these, how many by one that was seen
@@ -104,9 +105,13 @@ func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		return
 	}
 	key := destinationKey(x, c)
+	here := refusedHere(c, e)
+	if here {
+		key.What = "here"
+	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &refusals{to: c.Remote()}
+		*p = &refusals{to: c.Remote(), here: here}
 	}
 	f := *p
 	f.who.add(c.Owner())
@@ -120,13 +125,39 @@ func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	x.Report(r, key, f, e.At, 1, c)
 }
 
+// refusedHere reports whether a rule of this host refused c, which ended by e: a
+// rule that rejects drops the SYN on its way out, then answers in the
+// destination's name (nf_send_reset, nf_send_unreach).
+func refusedHere(c *timeline.Conn, e *timeline.Entry) bool {
+	var syn, dropped int64
+	for i := range c.Len() {
+		switch x := c.At(i); {
+		case x.At > e.At:
+		case x.Kind == timeline.EntrySYNSent, x.Kind == timeline.EntrySYNRetransmitted:
+			syn = max(syn, x.Until())
+		case x.DroppedSYN() && x.Outbound():
+			dropped = max(dropped, x.Until())
+		}
+	}
+	const slack = int64(10 * time.Millisecond) // of two events that tell of one SYN
+	return dropped != 0 && dropped >= syn-slack && c.Tag&(1<<codeIndex[codeLocalDrop]) != 0
+}
+
 func (f *refusals) Describe(x *Engine, v *Verdict) {
 	v.Severity, v.Confidence = Warning, Certain
 	v.Subject = Subject{"peer", destination(f.to)}
 	v.Process = process(f.who.last)
 	v.Story = fmt.Sprintf("connection refused: %s answered the SYN of %s by RST", destination(f.to), f.who.name())
 	by := Fact{Key: "answered_by", Value: "RST"}
+	v.Fix = docConnectRefused.Fix
 	switch {
+	case f.here:
+		v.Which = "by this host"
+		// One cause, not two warnings.
+		v.Severity, v.Confidence = Info, Likely
+		v.Story = fmt.Sprintf("connection to %s refused by this host itself: the SYN of %s was dropped on its way out, by a rule that rejects: see local-drop", destination(f.to), f.who.name())
+		v.Fix = []string{"see the verdict about the drop: " + codeLocalDrop}
+		by = Fact{Key: by.Key, Value: "this host"}
 	case f.rsts == f.count:
 	case f.rsts > 0:
 		v.Story += fmt.Sprintf(" in %d of %d; in the others by no RST that was seen (a firewall that rejects by ICMP does so)", f.rsts, f.count)
@@ -143,7 +174,6 @@ func (f *refusals) Describe(x *Engine, v *Verdict) {
 		{Key: "after_ms", Value: milliseconds(f.after)},
 	}
 	v.Evidence = append(v.Evidence, f.who.facts()...)
-	v.Fix = docConnectRefused.Fix
 }
 
 type connectTimeout struct {

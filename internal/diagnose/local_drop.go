@@ -35,7 +35,7 @@ The kernel says why. NETFILTER_DROP is a rule of nftables, iptables or firewalld
 
 It is a warning where it hits a process of this host: a SYN that a local client sent, a connection's segments on their way out, or 3 and more of a connection's on their way in, no further apart than 20 s on average. It is information where segments come from elsewhere and belong to no connection, which is what firewalls are for; all of those with one reason make one verdict. It is information as well for damaged segments, for want of memory, and for what comes after a connection was closed: stateful firewalls drop that as invalid, and nobody misses it.
 
-Not reported: what TCP itself discards (old and duplicate data), segments refused for old timestamps (paws-rejected), congestion of a queueing discipline, packets that are forwarded, and segments that a rule answers (reject).
+Not reported: what TCP itself discards (old and duplicate data), segments refused for old timestamps (paws-rejected), congestion of a queueing discipline, and packets that are forwarded. A rule that answers (reject) drops as well; that it answered is not seen.
 
 ` + docCrewMeaning,
 	Counts: "segments",

@@ -247,6 +247,8 @@ func (s *story) connectFailed(e *timeline.Entry) {
 		answer = "answered by segments of another connection only"
 	}
 	switch err := e.Err(); {
+	case err == errnoRefused && refusedHere(c, e):
+		s.say("connection refused by this host itself: the SYN was dropped on its way out")
 	case err == errnoRefused && c.Find(timeline.EntryRSTReceived) == nil:
 		s.say("connection refused, by no RST that was seen")
 	case err == errnoRefused:

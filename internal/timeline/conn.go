@@ -521,8 +521,15 @@ func (c *Conn) DataAfterClose() bool {
 		switch e := c.At(i); e.Kind {
 		case EntryFINSent:
 			closed = closed || e.ByClose() || !e.ByProcess()
-		case EntryRSTReceived, EntryClosed:
-			if closed && c.answeredByRST(i) {
+		case EntryRSTReceived:
+			if closed && c.answeredByRST(i) || c.dataAfterClose(i) {
+				return true
+			}
+		case EntryClosed:
+			// After shutdown() of sending alone, close() itself leaves no entry. A
+			// RST that was received is never answered by another.
+			surely := c.ResetReason() != "" || e.Err() == errConnReset || e.Err() == errPipe
+			if (closed || surely) && c.answeredByRST(i) {
 				return true
 			}
 		}

@@ -237,6 +237,8 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 			return &causeFinished, s, closed.At, true
 		}
 		return &causeUnread, closed.Old(), closed.At, true
+	case c.LingerReset():
+		return &causeLinger, closed.Old(), closed.At, true
 	case c.DataAfterClose():
 		// An orphan that is killed for want of memory looks the same where
 		// nothing names the reason.

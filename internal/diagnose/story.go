@@ -370,6 +370,9 @@ func (s *story) closed(e *timeline.Entry, by string, lost, ours bool) bool {
 	case s.c.ClosedUnread():
 		s.say("then reset by %s, which %s with %s unread", by, closedOrEnded(e), unread(s.c.Traffic()))
 		return true
+	case s.c.LingerReset():
+		s.say("then reset by %s on purpose (SO_LINGER 0)", by)
+		return true
 	case err == 0 && e.ByProcess() && !ours && (e.Old() == event.StateEstablished || e.Old() == event.StateCloseWait):
 		t := s.c.Traffic()
 		switch {

@@ -514,7 +514,7 @@ func (c *Conn) DataAfterClose() bool {
 			return true
 		}
 	}
-	if n := c.ResetReason(); n != "" && !strings.HasSuffix(n, "ABORT_ON_DATA") || c.ClosedUnread() {
+	if n := c.ResetReason(); n != "" && !strings.HasSuffix(n, "ABORT_ON_DATA") || c.ClosedUnread() || c.LingerReset() {
 		return false
 	}
 	for i := 0; i < int(c.n); i++ {
@@ -550,6 +550,23 @@ func (c *Conn) ClosedUnread() bool {
 		case event.StateFinWait1, event.StateFinWait2, event.StateClosing, event.StateLastAck:
 			reason := c.ResetReason()
 			return strings.HasSuffix(reason, "ABORT_ON_CLOSE") || reason == "" && c.Traffic().Unread > 0
+		}
+	}
+	return false
+}
+
+// LingerReset reports whether this end closed by SO_LINGER with a timeout of 0
+// after its shutdown(), which the kernel answers by RST. A socket with that option
+// never outlives its close(): what comes after cannot be what ended it.
+func (c *Conn) LingerReset() bool {
+	for i := 0; i < int(c.n); i++ {
+		e := c.At(i)
+		if e.Kind != EntryClosed || e.Err() != 0 || !e.LingerZero() || !c.answeredByRST(i) {
+			continue
+		}
+		switch e.Old() {
+		case event.StateFinWait1, event.StateFinWait2, event.StateClosing, event.StateLastAck:
+			return !c.ClosedUnread()
 		}
 	}
 	return false

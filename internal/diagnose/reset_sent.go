@@ -250,7 +250,9 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 		return &causeKilled, closed.Old(), closed.At, true
 	case closed.ByProcess() && closed.Err() == 0 &&
 		(closed.Old() == event.StateEstablished || closed.Old() == event.StateCloseWait):
-		// Only an abort leads from these to CLOSE by system call.
+		// Only an abort leads from these to CLOSE by system call. Where close() finds
+		// something unread, the kernel names just that.
+		byClose := reason == "" || strings.HasSuffix(reason, "ABORT_ON_CLOSE")
 		switch {
 		case strings.HasSuffix(reason, "DISCONNECT_WITH_DATA"):
 			why = &causeDisconnect
@@ -258,9 +260,9 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 			why = &causePending
 		case strings.HasSuffix(reason, "ABORT_ON_MEMORY"):
 			why = &causeMemory
-		case t.Unread > 0 && closed.Old() == event.StateCloseWait:
+		case t.Unread > 0 && byClose && closed.Old() == event.StateCloseWait:
 			why = &causeFinished
-		case t.Unread > 0 || strings.HasSuffix(reason, "ABORT_ON_CLOSE") && !c.FastClosed():
+		case t.Unread > 0 && byClose || strings.HasSuffix(reason, "ABORT_ON_CLOSE") && !c.FastClosed():
 			why = &causeUnread
 		case closed.LingerZero():
 			why = &causeLinger
@@ -290,10 +292,16 @@ const listenerEnds = int64(time.Second)
 // written or read, and the listener must be gone, as far as it is known.
 func wentWithListener(c *timeline.Conn, closed *timeline.Entry) bool {
 	t := c.Traffic()
-	if c.Role() != timeline.RoleServer || c.Accepted() || c.Before() || t.BytesSent > 0 || t.BytesReceived > uint64(t.Unread) {
+	if c.Role() == timeline.RoleClient || c.Accepted() || t.BytesSent > 0 || t.BytesReceived > uint64(t.Unread) {
 		return false
 	}
 	l := c.Listener()
+	if c.Role() != timeline.RoleServer || c.Before() {
+		// Nobody saw it being accepted; but no close() that found something unread
+		// did this.
+		return t.Unread > 0 && strings.HasSuffix(c.ResetReason(), "TCP_STATE") &&
+			l != nil && l.Closed != 0 && closed.At-l.Closed < listenerEnds
+	}
 	return l == nil || l.Shared || l.Closed != 0 && closed.At-l.Closed < listenerEnds
 }
 

@@ -31,7 +31,7 @@ Information: a server's connection that was reset before anything was exchanged 
 		{"after_ms", "ms", "from the handshake to the RST, the newest; null if the handshake was not seen"},
 		{"bytes_sent", "bytes", "of the newest one"},
 		{"bytes_received", "bytes", "of the newest one"},
-		{"silent_ms", "ms", "from the last event seen before to the RST, the newest"},
+		{"silent_ms", "ms", "from the last event seen before to the RST, or from the last segment received that a snapshot told of, the newest: at most so long"},
 		{"peer_verdicts", "", "what is known of the other end, where it is on this host"},
 		docCrew[0], docCrew[1],
 	},
@@ -135,6 +135,9 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 		if c.At(i).At == e.At && c.At(i).Kind == e.Kind {
 			silent = time.Duration(e.At - c.At(i-1).Until())
 		}
+	}
+	if at, ok := c.SilentSince(); ok && at <= e.At { // segments have no entries
+		silent = min(silent, time.Duration(e.At-at))
 	}
 	var causes []string
 	manner := mannerOther

@@ -32,7 +32,7 @@ Information: a server's connection that was reset before anything was exchanged 
 		{"bytes_sent", "bytes", "of the newest one"},
 		{"bytes_received", "bytes", "of the newest one"},
 		{"silent_ms", "ms", "from the last event seen before to the RST, or from the last segment received that a snapshot told of, the newest: at most so long"},
-		{"peer_verdicts", "", "what is known of the other end, where it is on this host"},
+		{"peer_verdicts", "", "verdicts about the other end that may be why, where it is on this host"},
 		docCrew[0], docCrew[1],
 	},
 	Fix: []string{
@@ -95,6 +95,14 @@ const longSilence = time.Minute
 // ended, at most.
 const resetSlack = 500 * time.Millisecond
 
+// canReset are the verdicts about one end that may be why the other is reset. What
+// the rest tell of does not end a connection.
+var canReset = map[string]bool{
+	codeAcceptQueueOverflow: true, codeImmediateClose: true, codeFinWaitStuck: true, codeZeroWindow: true,
+	codeLocalDrop: true, codeHalfOpen: true, codeKeepaliveTimeout: true, codeRetransmissionTimeout: true,
+	codePAWSRejected: true, codeAbortedOnMemory: true, codeResetSent: true,
+}
+
 func exchanged(t event.Traffic) bool { return t.BytesSent > 0 && t.BytesReceived > 0 }
 
 // Ended waits for the verdict about the other end where reset-sent does so.
@@ -147,10 +155,9 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 		if left && (c.Role() == timeline.RoleServer || phase == phaseHalfClosed) {
 			return // what the other end left was the last of it
 		}
-		causes = Codes(p)
-		if !resetByQueue(p) {
-			causes = slices.DeleteFunc(causes, func(code string) bool { return code == codeAcceptQueueOverflow })
-		}
+		causes = slices.DeleteFunc(Codes(p), func(code string) bool {
+			return !canReset[code] || code == codeAcceptQueueOverflow && !resetByQueue(p)
+		})
 		if i := slices.Index(causes, codeResetSent); i > 0 {
 			causes[0], causes[i] = causes[i], causes[0] // the others alone reset nothing
 		}
@@ -266,7 +273,7 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 	}
 	other := Fact{Key: "peer_verdicts", Note: "nothing is known of the other end"}
 	if f.here {
-		other.Note = "the other end is on this host, with no verdict about it: see its timeline"
+		other.Note = "the other end is on this host, with no verdict that explains it: see its timeline"
 	}
 	switch {
 	case len(f.causes) > 0:

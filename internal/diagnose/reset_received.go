@@ -178,7 +178,7 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 		manner = mannerProbe
 	case phase == phaseCloseWait:
 		manner = mannerLate
-	case phase == phaseEstablished && exchanged(t) && t.Unacked == 0 && silent <= longSilence &&
+	case phase != phaseCloseWait && exchanged(t) && t.Unacked == 0 && silent <= longSilence &&
 		c.Find(timeline.EntryKeepaliveProbe) == nil:
 		manner = mannerServed
 	}

@@ -288,7 +288,7 @@ func (r *halfOpen) Ended(x *Engine, c *timeline.Conn) {
 // believes reports whether c is an open connection whose other end was gone.
 func believes(c, gone *timeline.Conn) bool {
 	if c.Phase() != timeline.PhaseSocket || c.State() != event.StateEstablished || c.Peer() != gone ||
-		c.Find(timeline.EntryRSTReceived, timeline.EntryRSTSent, timeline.EntryMemory) != nil {
+		c.Reset() != nil || c.Find(timeline.EntryRSTReceived, timeline.EntryMemory) != nil {
 		return false
 	}
 	if c.Netns() == gone.Netns() {

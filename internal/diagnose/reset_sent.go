@@ -165,7 +165,7 @@ func (r *resetSent) judge(x *Engine, c *timeline.Conn) {
 	f := *p
 	f.who.add(owner)
 	f.reason = c.ResetReason()
-	f.confirmed = f.confirmed || c.Find(timeline.EntryRSTSent) != nil
+	f.confirmed = f.confirmed || c.Reset() != nil
 	f.state = timeline.StateName(state)
 	f.unread = max(f.unread, t.Unread)
 	f.traffic = t
@@ -220,7 +220,7 @@ func resetByQueue(c *timeline.Conn) bool { return c.Find(timeline.EntryEstablish
 // where it did not, or not while the connection lived.
 func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int64, ok bool) {
 	reason := c.ResetReason()
-	sent := c.Find(timeline.EntryRSTSent)
+	sent := c.Reset()
 	closed := c.Find(timeline.EntryClosed)
 	if sent != nil && (closed == nil || sent.ByMinisocket()) && c.DataAfterClose() {
 		return &causeLate, sent.Old(), sent.At, true

@@ -284,11 +284,22 @@ func (c *Conn) ResetReason() string {
 	return c.extra.reason
 }
 
+// Reset is the first RST that this end sent for the connection, nil if none. In
+// SYN_SENT it answers segments of another one with the same addresses.
+func (c *Conn) Reset() *Entry {
+	for i := 0; i < int(c.n); i++ {
+		if e := c.At(i); e.Kind == EntryRSTSent && e.New() != event.StateSynSent {
+			return e
+		}
+	}
+	return nil
+}
+
 // FastClosed reports whether MPTCP aborted its subflow (fastclose): by a RST while
 // it was still open, which TCP's close() never sends. The kernel gives
 // TCP_ABORT_ON_CLOSE as its reason then, whatever it was for.
 func (c *Conn) FastClosed() bool {
-	e := c.Find(EntryRSTSent)
+	e := c.Reset()
 	return e != nil && e.Old() != event.StateClose && strings.HasSuffix(c.ResetReason(), "ABORT_ON_CLOSE")
 }
 
@@ -476,6 +487,9 @@ func (c *Conn) Closer() Closer {
 			}
 			return CloserRemote
 		case EntryRSTSent:
+			if e.New() == event.StateSynSent {
+				continue // to another connection's segment: see Reset
+			}
 			if x := c.Find(EntryClosed); x != nil && x.Err() == errTimedOut {
 				return CloserKernel // keepalive gave up
 			}

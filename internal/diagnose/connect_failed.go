@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/timeline"
@@ -50,7 +51,7 @@ var docConnectTimeout = Doc{
 	Summary:  "our SYN was never answered",
 	Meaning: `The SYN was sent again and again (net.ipv4.tcp_syn_retries times, after 1 s, 2 s, 4 s, ...) until the kernel gave up with ETIMEDOUT, or until the application gave up before that. An application that gives up before the first retransmission is not reported: trying two addresses in parallel looks like that.
 
-From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where this host itself dropped it, or the listener is on this host too, that is known: local-drop or accept-queue-overflow names the cause then, and this verdict is information. Where segments came that acknowledge what this host never sent, which it answers by RST, the destination is up and takes the SYN for part of another connection: that is said instead.`,
+From this host it cannot be told whether the SYN or its answer was lost on the way, dropped by a firewall, or dropped by a listener whose accept queue is full. Where this host itself dropped it, or the listener is on this host too, that is known: local-drop or accept-queue-overflow names the cause then, and this verdict is information. Where segments came that acknowledge what this host never sent, which it answers by RST, the destination is up and takes the SYN for part of another connection: that is said instead. So it is where the kernel (6.12 and later) says that it refused the answer for a timestamp that this host never sent.`,
 	Counts: "connections",
 	Evidence: []DocKey{
 		{"syn_retransmits", "count", "how often the SYN was sent again, the most"},
@@ -198,6 +199,7 @@ type timeouts struct {
 	dropped             bool // this host dropped the SYN or its answer
 	answered            bool // the listener is here, and sent SYN-ACKs
 	stray               bool // what came in answer belonged to another connection
+	echo                bool // what came in answer echoed a timestamp that was never sent
 }
 
 // Ended waits for the listener's side of the story, where that is here too.
@@ -218,7 +220,8 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 	if p := c.Peer(); p != nil && !full && !dropped {
 		answered = p.Find(timeline.EntrySYNACKRetransmitted, timeline.EntryEstablished) != nil
 	}
-	stray := !full && !dropped && !answered && strayAnswers(c)
+	echo := !full && !dropped && !answered && strangeEcho(c)
+	stray := !full && !dropped && !answered && !echo && strayAnswers(c)
 	switch {
 	case full:
 		key.What = "full"
@@ -226,12 +229,14 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 		key.What = "dropped"
 	case answered:
 		key.What = "answered"
+	case echo:
+		key.What = "echo"
 	case stray:
 		key.What = "stray"
 	}
 	p := r.found.make(key)
 	if *p == nil {
-		*p = &timeouts{to: c.Remote(), full: full, dropped: dropped, answered: answered, stray: stray}
+		*p = &timeouts{to: c.Remote(), full: full, dropped: dropped, answered: answered, stray: stray, echo: echo}
 	}
 	f := *p
 	f.who.add(c.Owner())
@@ -250,9 +255,14 @@ func (r *connectTimeout) Ended(x *Engine, c *timeline.Conn) {
 
 // strayAnswers reports whether c, which did not get through, was answered all the
 // same: in SYN_SENT the kernel sends RST only to a segment that acknowledges what
-// c never sent.
+// c never sent, or (see strangeEcho) echoes a timestamp that it never sent.
 func strayAnswers(c *timeline.Conn) bool {
 	return c.Find(timeline.EntryRSTSent) != nil
+}
+
+// strangeEcho reports whether the kernel named the latter as its reason.
+func strangeEcho(c *timeline.Conn) bool {
+	return strayAnswers(c) && strings.HasSuffix(c.ResetReason(), "RFC7323_PAWS")
 }
 
 func (f *timeouts) Describe(x *Engine, v *Verdict) {
@@ -297,8 +307,19 @@ func (f *timeouts) Describe(x *Engine, v *Verdict) {
 		v.Story += "; the listener, on this host, did answer: its SYN-ACK got lost"
 		v.Fix = []string{"look for what drops SYN-ACKs between the two, on this host: netfilter rules, reverse path filtering, routes of the namespaces"}
 		other = Fact{Key: "listener", Value: "sent SYN-ACKs"}
+	case f.echo:
+		v.Which = "answered with strange timestamps"
+		v.Story = fmt.Sprintf("%s answered %s only with timestamps that this host never sent, which it refused with RST: SYN sent again %s%s, %s",
+			destination(f.to), f.who.name(), times(f.retransmits), in, end)
+		v.Fix = []string{
+			"look for what changes TCP timestamps on the way: a SYN proxy, a load balancer, a firewall (TcpExt.PAWSActive counts such answers)",
+			"until that is mended, net.ipv4.tcp_timestamps=0 here avoids it",
+		}
 	case f.stray:
 		v.Which = "answered for another connection"
+		if !x.o.Capabilities.HasRSTReason {
+			v.Confidence = Likely // it may have been for its timestamps
+		}
 		v.Story = fmt.Sprintf("%s answered %s only with segments of another connection, which this host answered with RST: SYN sent again %s%s, %s",
 			destination(f.to), f.who.name(), times(f.retransmits), in, end)
 		v.Fix = []string{

@@ -19,7 +19,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the expected part of testdata")
 
-var reasons = map[uint32]string{1: "NO_SOCKET", 8: "TCP_ABORT_ON_DATA", 10: "INVALID_SYN", 11: "TCP_ABORT_ON_CLOSE",
+var reasons = map[uint32]string{1: "NO_SOCKET", 3: "TCP_RFC7323_PAWS", 8: "TCP_ABORT_ON_DATA", 10: "INVALID_SYN", 11: "TCP_ABORT_ON_CLOSE",
 	13: "TCP_ABORT_ON_MEMORY", 14: "TCP_STATE", 15: "TCP_KEEPALIVE_TIMEOUT"}
 
 var dropReasons = map[uint32]string{2: "NOT_SPECIFIED", 5: "TCP_CSUM", 8: "NETFILTER_DROP", 12: "IP_RPFILTER",

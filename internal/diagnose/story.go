@@ -243,7 +243,10 @@ func (s *story) connectFailed(e *timeline.Entry) {
 	n := max(e.SYNRetransmissions(), c.Total(timeline.EntrySYNRetransmitted))
 	full := c.Tag&(1<<codeIndex[codeAcceptQueueOverflow]) != 0
 	answer := "never answered"
-	if strayAnswers(c) {
+	switch {
+	case strangeEcho(c):
+		answer = "answered with timestamps that were never sent only"
+	case strayAnswers(c):
 		answer = "answered by segments of another connection only"
 	}
 	switch err := e.Err(); {

@@ -99,6 +99,7 @@ type refusals struct {
 	count uint64
 	rsts  uint64 // of these, how many by one that was seen
 	after time.Duration
+	known bool // after
 }
 
 func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
@@ -121,7 +122,7 @@ func (r *connectRefused) Entry(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		f.rsts++
 	}
 	if syn := c.Find(timeline.EntrySYNSent); syn != nil {
-		f.after = max(f.after, e.Since(syn))
+		f.after, f.known = max(f.after, e.Since(syn)), true
 	}
 	x.Report(r, key, f, e.At, 1, c)
 }
@@ -167,12 +168,16 @@ func (f *refusals) Describe(x *Engine, v *Verdict) {
 		v.Story = fmt.Sprintf("connection to %s refused: the SYN of %s was answered, but by no RST that was seen: a firewall that rejects by ICMP does so", destination(f.to), f.who.name())
 		by = Fact{Key: by.Key, Note: "no RST was seen; an ICMP error, it seems"}
 	}
+	after := Fact{Key: "after_ms", Note: "the SYN was sent before tracing began"}
+	if f.known {
+		after = Fact{Key: "after_ms", Value: milliseconds(f.after)}
+	}
 	v.Evidence = Evidence{
 		by,
 		{Key: "errno", Value: int64(errnoRefused)},
 		{Key: "errno_name", Value: timeline.Errno(errnoRefused)},
 		{Key: "destination", Value: destination(f.to)},
-		{Key: "after_ms", Value: milliseconds(f.after)},
+		after,
 	}
 	v.Evidence = append(v.Evidence, f.who.facts()...)
 }

@@ -78,6 +78,10 @@ func (s *story) handshake() {
 		} else {
 			s.say("beginning not seen")
 		}
+		if e := c.Find(timeline.EntryConnectFailed); e != nil {
+			s.over = true
+			s.connectFailed(e)
+		}
 		return
 	}
 	est := c.Find(timeline.EntryEstablished)

@@ -229,6 +229,9 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 		return nil, 0, 0, false
 	}
 	t := c.Traffic()
+	// A socket in repair mode (CRIU) closes with no RST, and none is due to end what
+	// both ends have closed. Where RSTs are seen, one that was not is not told.
+	silently := sent == nil && x.o.Capabilities.HasAllRSTSent
 	const errnoAborted = 103
 	switch {
 	case c.ClosedUnread():
@@ -246,6 +249,8 @@ func resetBy(x *Engine, c *timeline.Conn) (why *cause, state event.State, at int
 			return nil, closed.Old(), closed.At, true
 		}
 		return &causeLate, closed.Old(), closed.At, true
+	case silently:
+		return nil, 0, 0, false
 	case closed.Err() == errnoAborted:
 		return &causeKilled, closed.Old(), closed.At, true
 	case closed.ByProcess() && closed.Err() == 0 &&

@@ -204,6 +204,9 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 	got := w.Final(p.netns)
 	for _, v := range got {
 		t.Logf("%s %s (%s) x%d %s: %s", v.Severity, v.Code, v.Confidence, v.Count, v.Subject.Name, v.Story)
+	}
+	got = slices.DeleteFunc(got, func(v *render.Verdict) bool { return p.truth.Forbids(v.Code) && late(p, v) })
+	for _, v := range got {
 		// Where nothing tells why the kernel sent RST, that it did may be said.
 		unexplained := p.ID == "M-memory" && v.Code == "reset-sent" && v.Evidence.Get("cause") == nil &&
 			unknowable(w.Caps, p.ID, "aborted-on-memory", missed) != ""
@@ -265,6 +268,13 @@ func judge(t *testing.T, w *watchtest.Watcher, p *played, missed uint64) {
 		assert.Empty(t, got, "healthy traffic gives no verdict")
 	}
 	w.CheckAudit(t, p.netns)
+}
+
+// late says whether a verdict is true because the machine was slow: a scripted
+// host and a wire are processes, and where one takes a second to pass an ACK on,
+// the kernel sends its SYN-ACK again, and counts that.
+func late(p *played, v *render.Verdict) bool {
+	return v.Code == "final-ack-lost" && p.NeedsTUN && v.Count <= p.truth.Grew("TcpExt.TCPSynRetrans")
 }
 
 // about says whether a verdict speaks of what was expected.

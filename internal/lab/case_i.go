@@ -300,7 +300,7 @@ func probeAnsweredByReset(ctx context.Context, env *Env, t *Truth) error {
 		c.Ignore()
 	}
 	for _, c := range conns {
-		if _, err := c.Expect(ctx, peer.ACK); err != nil { // the probe
+		if _, err := c.ExpectProbe(ctx); err != nil {
 			return err
 		}
 		if err := c.Send(peer.RST, nil); err != nil {

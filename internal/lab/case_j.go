@@ -277,7 +277,7 @@ func closedLater(ctx context.Context, env *Env, t *Truth) error {
 		if err := c.Send(peer.FIN|peer.ACK, nil); err != nil {
 			return err
 		}
-		if _, err := c.Expect(ctx, peer.ACK); err != nil {
+		if _, err := c.ExpectAcked(ctx); err != nil {
 			return err
 		}
 	}

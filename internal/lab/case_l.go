@@ -192,7 +192,7 @@ func requestAndClose(ctx context.Context, c *peer.Conn) error {
 	if err := c.Send(peer.FIN|peer.ACK, nil); err != nil {
 		return err
 	}
-	_, err := c.Expect(ctx, peer.ACK)
+	_, err := c.ExpectAcked(ctx)
 	return err
 }
 

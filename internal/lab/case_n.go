@@ -396,7 +396,7 @@ func probe(ctx context.Context, c *peer.Conn) (peer.Segment, error) {
 	if err := c.Transmit(s); err != nil {
 		return s, err
 	}
-	return c.Expect(ctx, peer.ACK)
+	return c.ExpectAcked(ctx)
 }
 
 // sendUntilShut sends as much as the window allows, until it is shut.
@@ -410,7 +410,7 @@ func sendUntilShut(ctx context.Context, c *peer.Conn) error {
 		if err := c.Send(peer.PSH|peer.ACK, make([]byte, min(int(s.Window), segment))); err != nil {
 			return err
 		}
-		if s, err = c.Expect(ctx, peer.ACK); err != nil {
+		if s, err = c.ExpectAcked(ctx); err != nil {
 			return err
 		}
 	}
@@ -429,7 +429,7 @@ func littleUnread(ctx context.Context, env *Env, t *Truth) error {
 			if err := c.Send(peer.PSH|peer.ACK, make([]byte, 1024)); err != nil {
 				return err
 			}
-			if _, err := c.Expect(ctx, peer.ACK); err != nil {
+			if _, err := c.ExpectAcked(ctx); err != nil {
 				return err
 			}
 		}

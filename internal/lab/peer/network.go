@@ -254,9 +254,30 @@ func (n *Network) send(s Segment) error {
 // Expect waits for a segment with all these control bits and takes it, with
 // those that arrived before it, out of the inbox.
 func (c *Conn) Expect(ctx context.Context, f Flags) (Segment, error) {
+	return c.expect(ctx, f.String(), func(s Segment) bool { return s.Has(f) })
+}
+
+// ExpectAcked is Expect for a segment that acknowledges all that was sent. On a
+// slow machine others can come before it, a second copy of the SYN-ACK for one.
+func (c *Conn) ExpectAcked(ctx context.Context) (Segment, error) {
+	return c.expect(ctx, "the ACK of all", func(s Segment) bool {
+		return s.Has(ACK) && !s.Has(SYN) && s.Ack == c.sendNext
+	})
+}
+
+// ExpectProbe is Expect for a probe as Linux sends it, of keepalive or of a shut
+// window: no data, one byte before what comes next.
+func (c *Conn) ExpectProbe(ctx context.Context) (Segment, error) {
+	return c.expect(ctx, "a probe", func(s Segment) bool {
+		return s.Flags == ACK && s.Len() == 0 && s.Seq == c.recvNext-1
+	})
+}
+
+// expect waits for a segment that matches, which is asked with mu held.
+func (c *Conn) expect(ctx context.Context, what string, matches func(Segment) bool) (Segment, error) {
 	for {
 		c.mu.Lock()
-		i := slices.IndexFunc(c.inbox, func(s Segment) bool { return s.Has(f) })
+		i := slices.IndexFunc(c.inbox, matches)
 		if i >= 0 {
 			s := c.inbox[i]
 			c.inbox = slices.Delete(c.inbox, 0, i+1)
@@ -267,9 +288,9 @@ func (c *Conn) Expect(ctx context.Context, f Flags) (Segment, error) {
 		select {
 		case <-c.arrived:
 		case <-c.network.done:
-			return Segment{}, fmt.Errorf("%s: waiting for %s from %s: the device is closed", c.Local, f, c.Remote)
+			return Segment{}, fmt.Errorf("%s: waiting for %s from %s: the device is closed", c.Local, what, c.Remote)
 		case <-ctx.Done():
-			return Segment{}, fmt.Errorf("%s: waiting for %s from %s: %w", c.Local, f, c.Remote, ctx.Err())
+			return Segment{}, fmt.Errorf("%s: waiting for %s from %s: %w", c.Local, what, c.Remote, ctx.Err())
 		}
 	}
 }

@@ -40,7 +40,7 @@ func watchMPTCP(t *testing.T, do func(connect func() (client, server int))) *wat
 		return fd
 	}
 	_, at := sockaddrOf("127.0.0.1:7000")
-	w := watchtest.Watch(t, filter.Filter{Netns: []uint32{ns.Inode()}}, diagnose.Options{})
+	w := watchtest.Watch(t, filter.Filter{Netns: []uint32{ns.Inode()}}, diagnose.Options{SlowAccept: slowAccept()})
 	l := socket()
 	defer unix.Close(l)
 	require.NoError(t, unix.Bind(l, at))

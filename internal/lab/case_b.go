@@ -97,14 +97,20 @@ func (p *pool) retire(ctx context.Context, env *Env, inst *instance) error {
 	if err := inst.call(ctx, "retire", inst.id, nil); err != nil {
 		return err
 	}
-	inst.Stop()
-	env.Logf("%s[%d] has closed its connections and ended", inst.Comm, inst.PID)
 	err := env.untilState(ctx, p.client, descriptors(inst.conns), stateCloseWait,
 		fmt.Sprintf("the connections to %s are in CLOSE_WAIT", inst.Addr))
-	if err != nil || p.leak {
+	if err != nil {
 		return err
 	}
-	return p.client.call(ctx, "close", closeArgs{FDs: descriptors(inst.conns)}, nil)
+	// As soon as it sees the FIN: the instance's process may take seconds to end.
+	if !p.leak {
+		if err := p.client.call(ctx, "close", closeArgs{FDs: descriptors(inst.conns)}, nil); err != nil {
+			return err
+		}
+	}
+	inst.Stop()
+	env.Logf("%s[%d] has closed its connections and ended", inst.Comm, inst.PID)
+	return nil
 }
 
 // retireBackends retires instance 3, whose connections are older than the

@@ -232,6 +232,10 @@ func droppedSYNs(ctx context.Context, env *Env, t *Truth, q queue) error {
 	if err := srv.accepting(ctx, true); err != nil {
 		return err
 	}
+	err = env.untilServed(ctx, srv, "the queue is empty", func(st serverStats) bool { return st.Accepted >= room })
+	if err != nil {
+		return err
+	}
 	inTime := time.Since(begun) < synTimeout
 	var late []connected
 	if err := rest.result(ctx, &late); err != nil {

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/internal/lab/peer"
@@ -253,13 +254,24 @@ func tooManyOrphans(ctx context.Context, env *Env, t *Truth) error {
 	}
 	// The first orphans are allowed: one, or from 5.16 on, where the kernel looks
 	// at a count that is up to 0.1 s old, as many as come before that grows.
-	opened := uint64(0)
-	for i := 0; len(t.Victims) < failures; i++ {
+	var conns []*peer.Conn
+	// Which those are that were killed, at once or when their answers were to be
+	// sent again, their RSTs tell.
+	killed := func() int {
+		t.Victims = nil
+		for _, c := range conns {
+			if slices.ContainsFunc(c.Received(), func(s peer.Segment) bool { return s.Has(peer.RST) }) {
+				t.Victims = append(t.Victims, Victim{Client: c.Local, Server: c.Remote})
+			}
+		}
+		return len(t.Victims)
+	}
+	for i := 0; killed() < failures; i++ {
 		c := scriptedClient(net, i, false, srv.Addr)
 		if err := c.Open(ctx); err != nil {
 			return err
 		}
-		opened++
+		conns = append(conns, c)
 		if err := c.Send(peer.PSH|peer.ACK, []byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
 			return err
 		}
@@ -269,23 +281,24 @@ func tooManyOrphans(ctx context.Context, env *Env, t *Truth) error {
 		if err := sleep(ctx, 300*time.Millisecond); err != nil {
 			return err
 		}
-		for _, s := range c.Received() {
-			if s.Has(peer.RST) {
-				t.Victims = append(t.Victims, Victim{Client: c.Local, Server: c.Remote})
-				break
-			}
-		}
 	}
-	const n = failures
 	if err := restore(); err != nil {
 		return err
 	}
+	const aborted = "TcpExt.TCPAbortOnMemory"
+	if err := env.until(ctx, "each that was killed has its RST", func() (bool, error) {
+		now, err := env.NS.Counters()
+		return err == nil && uint64(killed()) == now[aborted]-env.before[env.NS.inode][aborted], err
+	}); err != nil {
+		return err
+	}
+	n := len(t.Victims)
 	env.Logf("the kernel has killed %d connections that %s[%d] had closed", n, srv.Comm, srv.PID)
 	t.Listener, t.Server = srv.Addr, srv.party()
 	t.Expect = []Expectation{{Code: "aborted-on-memory", Listener: srv.Addr, Process: srv.party(), Count: n}}
 	t.Allow = []string{"fin-wait-stuck", "retransmission-timeout"} // of the orphans that were left
-	t.Known["TcpExt.TCPAbortOnMemory"] = n
-	t.Known["Tcp.OutRsts"] = n
-	t.Known["Tcp.PassiveOpens"] = opened
+	t.Known[aborted] = uint64(n)
+	t.Known["Tcp.OutRsts"] = uint64(n)
+	t.Known["Tcp.PassiveOpens"] = uint64(len(conns))
 	return nil
 }

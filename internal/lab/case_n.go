@@ -271,7 +271,10 @@ func windowShutThere(ctx context.Context, env *Env, t *Truth) error {
 		go func() {
 			for {
 				if _, err := c.Expect(hold, peer.ACK); err != nil {
-					errs <- nil // the time is up
+					if hold.Err() != nil {
+						err = nil // the time is up
+					}
+					errs <- err
 					return
 				}
 				if err := c.Send(peer.ACK, nil); err != nil {

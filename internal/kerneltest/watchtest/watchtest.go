@@ -185,9 +185,10 @@ func (w *Watcher) CheckLost(t *testing.T) (missed uint64) {
 	t.Helper()
 	for _, l := range w.lost {
 		t.Logf("lost: %s %d", l.Where, l.Count)
-		// An interrupt in the middle of a program costs a few on every kernel:
-		// as many as timers expire in it, which in a case of the lab are 16.
-		const interrupted = 16
+		// An interrupt in the middle of a program costs a few on every kernel: as
+		// many as timers expire in it. In a case of the lab these are 17, half-open
+		// requests at a backlog of 16, and six cases happen at the same time.
+		const interrupted = 6 * 17
 		assert.True(t, strings.HasPrefix(l.Where, "missed ") && (preemptible(w.Caps) || l.Count <= interrupted), "events were lost: %s", l.Where)
 		missed += l.Count
 	}

@@ -251,6 +251,15 @@ func shutWindow(ctx context.Context, env *Env, t *Truth) (*Process, []connected,
 	if err := pouring.result(ctx, &results); err != nil {
 		return nil, nil, nil, err
 	}
+	// It is probed once all that it let through is acknowledged.
+	for _, c := range far {
+		if _, err := c.ExpectProbe(ctx); err != nil {
+			return nil, nil, nil, err
+		}
+		if err := c.Send(peer.ACK, nil); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	return client, conns, far, checkPoured(client, results, true)
 }
 

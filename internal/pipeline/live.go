@@ -681,7 +681,8 @@ func (l *live) handle(batch []event.Event) {
 				l.vague.hold(e)
 				continue
 			}
-			if was := l.vague.release(e.Sock); was != nil {
+			// Where sockets are known by their memory it may be another one's.
+			if was := l.vague.release(e.Sock); was != nil && was.Netns == e.Netns && was.Remote == e.Remote {
 				l.take(was)
 			}
 		}

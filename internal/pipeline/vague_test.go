@@ -63,3 +63,26 @@ func TestVagueIsBounded(t *testing.T) {
 	require.NotNil(t, v.release(5*maxVague))
 	require.Nil(t, v.release(1))
 }
+
+// TestVagueIsOfOneLife: what was held back of a socket says nothing of the next
+// one in its memory, where sockets are known by that.
+func TestVagueIsOfOneLife(t *testing.T) {
+	netns := self(t)
+	out := event.Event{
+		Time: 1, Sock: 1, Kind: event.KindState, Old: event.StateClose, New: event.StateSynSent, Netns: netns,
+		Local: netip.AddrPortFrom(clientAddr, 0), Remote: netip.AddrPortFrom(clientAddr, 5432), Flags: event.FlagProcess, PID: 9, Comm: comm("c"),
+	}
+	in := event.Event{ // the kernel tells no more of the other one
+		Time: 2, Sock: 1, Kind: event.KindState, Old: event.StateSynRecv, New: event.StateEstablished, Netns: netns,
+		Local: netip.AddrPortFrom(clientAddr, 8080), Remote: netip.AddrPortFrom(clientAddr, 41000),
+	}
+	var seen []event.State
+	_, sum, err := watch(t, &fake{events: []event.Event{out, in}}, func(c *Config) {
+		c.Filter = filter.Filter{Ports: []uint16{8080}}
+		c.Raw = func(e *event.Event, _ render.Stamp, _ string) { seen = append(seen, e.Old) }
+		c.Duration = 100 * time.Millisecond
+	})
+	require.NoError(t, err)
+	require.Equal(t, []event.State{event.StateSynRecv}, seen)
+	require.EqualValues(t, 1, sum.Connections)
+}

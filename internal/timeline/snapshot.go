@@ -86,6 +86,12 @@ func (t *Tracker) sweep() {
 	}
 }
 
+// line is one of a snapshot.
+type line struct {
+	sock uint64
+	at   int64
+}
+
 // SnapshotOwner tells which process holds the socket of a snapshot's line of that
 // time, as /proc shows it.
 func (t *Tracker) SnapshotOwner(sock uint64, at int64, pid uint32, comm string) {
@@ -99,8 +105,8 @@ func (t *Tracker) SnapshotOwner(sock uint64, at int64, pid uint32, comm string) 
 		return
 	}
 	c := t.bySock.find(sock)
-	if c == nil || at < c.Seen() { // events overtook the line: it is the next life's
-		return
+	if c == nil || at < c.Seen() || t.refused == (line{sock, at}) {
+		return // the line is of another life of the socket
 	}
 	if c.Phase() == PhaseSocket {
 		c.flags |= flagAccepted
@@ -115,6 +121,7 @@ func (t *Tracker) snapshot(e *event.Event) {
 		t.stats.Unmatched++
 		return
 	}
+	t.refused = line{}
 	var inv event.Inventory
 	if e.Inventory != nil {
 		inv = *e.Inventory
@@ -137,6 +144,9 @@ func (t *Tracker) snapshot(e *event.Event) {
 		switch {
 		case t.address && !c.sameAddresses(e) && e.Time < c.Seen():
 			return // it was there before c, whose events overtook this line
+		case t.address && !c.sameAddresses(e) && c.Phase() == PhaseSocket && t.lostAt <= c.last:
+			t.refused = line{e.Sock, e.Time}
+			return // the end of c, and its birth, are on their way; else the next round shows it
 		case !c.sameAddresses(e), t.address && closed != 0 && e.Time > closed+settle:
 			t.replace(c, e.Time)
 			c = nil

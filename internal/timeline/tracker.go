@@ -60,6 +60,7 @@ type Tracker struct {
 	due      deadlines
 	orphans  orphans
 	past     [pastSocks]uint64 // cookies of sockets that ended lately, by hash: never used again
+	refused  line              // the newest of a snapshot, if it was of another life of its socket
 	procs    processes
 	netns    map[uint32]*netns
 	nsOrder  []uint32

@@ -46,6 +46,7 @@ func (t *Tracker) listenerState(e *event.Event) {
 		return // LISTEN to SYN_RECV is a child
 	}
 	if e.New == event.StateClose {
+		t.pastLis[sockHash(e.Sock)%pastListeners] = pastListener{e.Sock, e.Time}
 		l := t.lis[e.Sock]
 		if l == nil || l.Opened > e.Time {
 			t.stats.Unmatched++
@@ -101,6 +102,12 @@ func (t *Tracker) listenCalled(e *event.Event) {
 // listenerFound handles a listening socket of a snapshot.
 func (t *Tracker) listenerFound(e *event.Event) {
 	l := t.lis[e.Sock]
+	if l != nil && e.Time < l.Opened {
+		return // of an earlier life of the socket
+	}
+	if p := t.pastLis[sockHash(e.Sock)%pastListeners]; p.sock == e.Sock && e.Time <= p.at {
+		return // it was closed meanwhile
+	}
 	if l != nil && (l.Netns != e.Netns || l.Exact && l.Addr != e.Local) {
 		t.closeListener(l, l.seen)
 		l = nil

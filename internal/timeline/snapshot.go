@@ -98,13 +98,13 @@ func (t *Tracker) SnapshotOwner(sock uint64, at int64, pid uint32, comm string) 
 	var name event.Comm
 	copy(name[:len(name)-1], comm)
 	p := t.procs.intern(pid, name, 0)
-	if l := t.lis[sock]; l != nil {
-		if l.process == nil || l.source < SourceSnapshot {
+	c := t.bySock.find(sock)
+	if l := t.lis[sock]; l != nil && (c == nil || c.snapshot != at) {
+		if at >= l.Opened && (l.process == nil || l.source < SourceSnapshot) {
 			l.process, l.source = p, SourceSnapshot
 		}
 		return
 	}
-	c := t.bySock.find(sock)
 	if c == nil || at < c.Seen() || t.refused == (line{sock, at}) {
 		return // the line is of another life of the socket
 	}
@@ -131,6 +131,9 @@ func (t *Tracker) snapshot(e *event.Event) {
 		return
 	}
 	t.count(e, &inv)
+	if l := t.lis[e.Sock]; l != nil && e.Time < l.Opened {
+		return // it was there before l
+	}
 	switch e.New {
 	case event.StateUnknown, event.StateClose, event.StateTimeWait, event.StateNewSynRecv:
 		return // TIME_WAIT and requests: not a socket

@@ -66,6 +66,7 @@ type Tracker struct {
 	nsOrder  []uint32
 	stock    int // things in all newest inventories
 	lis      map[uint64]*Listener
+	pastLis  [pastListeners]pastListener // those that were closed lately, by hash
 	lisOrder []*Listener
 	timers   []keepalive
 	missing  []missing
@@ -77,6 +78,14 @@ type Tracker struct {
 // pastSocks is how many sockets that ended are remembered, so that a snapshot
 // which shows one as it was before does not bring it back.
 const pastSocks = 1 << 14
+
+// pastListeners is the same for listeners, which can come back: of each the time.
+const pastListeners = 1 << 10
+
+type pastListener struct {
+	sock uint64
+	at   int64
+}
 
 type ending struct {
 	c   *Conn

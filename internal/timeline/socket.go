@@ -209,16 +209,10 @@ func (t *Tracker) accepted(e *event.Event) {
 		return
 	}
 	c := t.bySock.find(e.Sock)
-	// A connection that was reset in the queue stays there, and accept() returns it
-	// all the same: that is the end of one that is known, never another one.
-	dead := e.New == event.StateClose
-	if dead && (c == nil || !c.sameAddresses(e)) {
-		t.stats.Unmatched++
-		return
-	}
+	dead := e.New == event.StateClose // it was reset in the queue
 	if c != nil {
 		closed := c.Closed()
-		stale := !c.sameAddresses(e) || closed != 0 && e.Time > closed && !dead
+		stale := !c.sameAddresses(e) || closed != 0 && e.Time > closed && t.address && !dead
 		if !stale && t.address {
 			// accept() returns a socket once.
 			first := c.Find(EntryAccepted)
@@ -228,6 +222,10 @@ func (t *Tracker) accepted(e *event.Event) {
 			t.replace(c, e.Time)
 			c = nil
 		}
+	}
+	if c == nil && dead { // and told, and forgotten
+		t.stats.Unmatched++
+		return
 	}
 	if c == nil {
 		c = t.adopt(e, e.Sock)

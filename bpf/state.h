@@ -52,22 +52,27 @@ static __always_inline void forget_listener(const struct tcptrace_event *e, stru
 		bpf_map_delete_elem(&listeners, &k);
 }
 
-/* Whether a socket that goes to CLOSE lives on as a minisocket. With a hook on
- * tcp_time_wait that is known; without, it follows from the ways out of these
+/* What the hook on tcp_time_wait noted of a socket that goes to CLOSE. It is
+ * taken whether the event is told or not: a note that stays is the next socket's
+ * in this memory, which is the next one made on this CPU.
+ */
+static __always_inline __u16 noted_time_wait(struct sock *sk)
+{
+	struct notes *n = notes();
+
+	if (!n || n->time_wait_sock != (__u64)sk)
+		return 0;
+	n->time_wait_sock = 0;
+	return n->time_wait_state == TCP_TIME_WAIT ? FLAG_TIME_WAIT : FLAG_TIME_WAIT_FW2;
+}
+
+/* Whether a socket that goes to CLOSE lives on as a minisocket, where no hook on
+ * tcp_time_wait tells. It follows from the ways out of these
  * states: errors, resets of unread data and linger 0 are told apart, the rest
  * went through tcp_time_wait().
  */
-static __always_inline __u16 time_wait_flag(const struct tcptrace_event *e, struct sock *sk)
+static __always_inline __u16 time_wait_flag(const struct tcptrace_event *e)
 {
-	struct notes *n;
-
-	if (have_time_wait_hook) {
-		n = notes();
-		if (!n || n->time_wait_sock != (__u64)sk)
-			return 0;
-		n->time_wait_sock = 0;
-		return n->time_wait_state == TCP_TIME_WAIT ? FLAG_TIME_WAIT : FLAG_TIME_WAIT_FW2;
-	}
 	if (e->old_state != TCP_FIN_WAIT2 && e->old_state != TCP_CLOSING)
 		return 0;
 	if (e->err || e->t.unread || (e->flags & FLAG_LINGER_ZERO))
@@ -157,6 +162,7 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 {
 	struct tcptrace_event *e;
 	struct tcp_sock *tp;
+	__u16 time_wait = 0;
 	__u32 netns;
 	int err;
 
@@ -179,6 +185,8 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 	if (!tp)
 		return 0;
 	count_state(sk, tp, netns, old, new, err);
+	if (have_time_wait_hook && new == TCP_CLOSE)
+		time_wait = noted_time_wait(sk);
 	if (!netns_passes(netns))
 		return 0;
 
@@ -204,7 +212,7 @@ static __always_inline int on_state(struct sock *sk, int old, int new)
 	} else {
 		fill_traffic_btf(e, tp);
 		if (new == TCP_CLOSE) {
-			e->flags |= time_wait_flag(e, sk);
+			e->flags |= have_time_wait_hook ? time_wait : time_wait_flag(e);
 			if (old == TCP_SYN_SENT) {
 				struct net *net = sk->__sk_common.skc_net.net;
 

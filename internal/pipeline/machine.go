@@ -160,7 +160,11 @@ func (m *Machine) raw(e *event.Event) {
 	m.tracker.Handle(&as)
 	if after := m.tracker.Conn(e.Sock); after != nil {
 		c = after
-	} else if c == nil {
+	}
+	if c != nil && !c.Agrees(e) { // of another life of the socket
+		c = nil
+	}
+	if c == nil {
 		c = m.met
 	}
 	f := &m.o.Filter

@@ -258,6 +258,27 @@ func TestRaw(t *testing.T) {
 	require.Len(t, conns, 6)
 }
 
+// TestRawOfAnotherLife: where sockets are known by their address in memory, a line
+// of a snapshot that the next life overtook is not that one's.
+func TestRawOfAnotherLife(t *testing.T) {
+	var conns []string
+	m := NewMachine(Options{
+		Out:      render.NewJSON(io.Discard),
+		Timeline: timeline.Options{Capabilities: event.Capabilities{Identity: event.IdentityAddress}},
+		Raw:      func(_ *event.Event, _ render.Stamp, conn string) { conns = append(conns, conn) },
+	})
+	at := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	m.BeginSnapshot(1, 1)
+	m.Event(&event.Event{Time: 3, Sock: 7, Netns: 1, Kind: event.KindState, Old: event.StateSynRecv, New: event.StateEstablished,
+		Local: at("10.0.0.9:80"), Remote: at("10.0.0.3:6000")})
+	m.Snapshot(&event.Event{Time: 2, Sock: 7, Netns: 1, Kind: event.KindSnapshot, Old: event.StateEstablished, New: event.StateEstablished,
+		Local: at("10.0.0.1:5000"), Remote: at("10.0.0.2:80"), Inventory: &event.Inventory{}}, 9, "old")
+	m.EndSnapshot(1, 4)
+	require.Len(t, conns, 2)
+	require.NotEmpty(t, conns[0])
+	require.Empty(t, conns[1])
+}
+
 // TestReplayEnds: the context and an output that fails end it.
 func TestReplayEnds(t *testing.T) {
 	mem, o, _ := run(t, 9, nil)

@@ -179,6 +179,10 @@ func (c *Conn) sameAddresses(e *event.Event) bool {
 	return true
 }
 
+// Agrees reports whether e can be about c by its addresses: where sockets are
+// known by their address in memory, others had that, too.
+func (c *Conn) Agrees(e *event.Event) bool { return c.sameAddresses(e) }
+
 // replace makes room in the index for another life of the socket of c, which was
 // seen at that time.
 func (t *Tracker) replace(c *Conn, at int64) {

@@ -456,3 +456,16 @@ func TestLaterParts(t *testing.T) {
 		assert.Equal(t, began.Add(48*time.Hour).UnixMicro(), first, name)
 	}
 }
+
+// TestLateLine: a line of a snapshot that was read before the end of its socket and
+// is told after it brings nothing back to life.
+func TestLateLine(t *testing.T) {
+	s := &hostSeries{grid: newGrid(maxBuckets, mergeActivity)}
+	a := &alive{socks: make(map[uint64]struct{})}
+	s.take(a, &event.Event{Time: 1, Sock: 7, Kind: event.KindState, Old: event.StateSynRecv, New: event.StateEstablished}, 1)
+	s.take(a, &event.Event{Time: 3, Sock: 7, Kind: event.KindState, Old: event.StateEstablished, New: event.StateClose}, 3)
+	s.take(a, &event.Event{Time: 2, Sock: 7, Kind: event.KindSnapshot, Old: event.StateEstablished, New: event.StateEstablished}, 2)
+	require.Zero(t, a.count())
+	s.take(a, &event.Event{Time: 4, Sock: 7, Kind: event.KindSnapshot, Old: event.StateEstablished, New: event.StateEstablished}, 4)
+	require.EqualValues(t, 1, a.count()) // another one in its memory
+}

@@ -51,6 +51,22 @@ type hostSeries struct {
 type alive struct {
 	socks map[uint64]struct{}
 	more  uint64
+	past  []past // those that ended lately, by hash
+}
+
+// past is a socket that ended. A line of a snapshot can be told after that.
+type past struct {
+	sock uint64
+	at   int64
+}
+
+const pastSocks = 1 << 12
+
+func (a *alive) slot(sock uint64) *past {
+	if a.past == nil {
+		a.past = make([]past, pastSocks)
+	}
+	return &a.past[sock*0x9e3779b97f4a7c15>>52]
 }
 
 func (a *alive) count() uint64 { return uint64(len(a.socks)) + a.more }
@@ -94,6 +110,9 @@ func (s *hostSeries) take(a *alive, e *event.Event, at int64) {
 		if !connected(e.New) || e.Inventory != nil && e.Inventory.Minisocket {
 			return // what merely exists is no event
 		}
+		if p := a.slot(e.Sock); p.sock == e.Sock && e.Time <= p.at {
+			return // it ended meanwhile
+		}
 		a.add(e.Sock)
 	case event.KindState:
 		b.events += e.Times()
@@ -104,6 +123,7 @@ func (s *hostSeries) take(a *alive, e *event.Event, at int64) {
 		case was && !is:
 			b.closed++
 			a.remove(e.Sock)
+			*a.slot(e.Sock) = past{e.Sock, e.Time}
 		case is:
 			a.add(e.Sock)
 		default:

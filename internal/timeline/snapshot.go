@@ -145,11 +145,9 @@ func (t *Tracker) snapshot(e *event.Event) {
 	if c != nil {
 		closed := c.Closed()
 		switch {
-		case t.address && !c.sameAddresses(e) && e.Time < c.Seen():
-			return // it was there before c, whose events overtook this line
-		case t.address && !c.sameAddresses(e) && c.Phase() == PhaseSocket && t.lostAt <= c.last:
+		case t.otherLife(c, e):
 			t.refused = line{e.Sock, e.Time}
-			return // the end of c, and its birth, are on their way; else the next round shows it
+			return
 		case !c.sameAddresses(e), t.address && closed != 0 && e.Time > closed+settle:
 			t.replace(c, e.Time)
 			c = nil
@@ -205,6 +203,25 @@ func (t *Tracker) snapshot(e *event.Event) {
 	default:
 		t.obs.Changed(c)
 	}
+}
+
+// otherLife reports whether a line of a snapshot is of another life of the socket
+// than c, of which events tell.
+func (t *Tracker) otherLife(c *Conn, e *event.Event) bool {
+	same := c.sameAddresses(e)
+	switch {
+	case e.Time < c.Seen() && (!same || c.lport == 0):
+		return true // it was there before c, whose events overtook this line
+	case c.Phase() != PhaseSocket || t.lostAt > c.last:
+		return false
+	case !same:
+		return true // the end of c, and its birth, are on their way; else the next round shows it
+	case c.lport == 0 && e.Local.Port() != 0:
+		// Of c, or of the next one to the same server: events will tell.
+		c.last = max(c.last, e.Time)
+		return true
+	}
+	return false
 }
 
 func (t *Tracker) found(c *Conn, e *event.Event, inv event.Inventory) {

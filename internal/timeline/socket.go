@@ -16,11 +16,7 @@ func (t *Tracker) transition(e *event.Event) {
 	// A server's socket shows first as it leaves SYN_RECV. (So does a client's
 	// in a simultaneous open; it is known then.)
 	child := e.Old == event.StateSynRecv
-	c := t.bySock.find(e.Sock)
-	if c != nil && !t.sameLife(c, e, connecting, child) {
-		t.replace(c, e.Time)
-		c = nil
-	}
+	c := t.current(e, func(c *Conn) bool { return t.sameLife(c, e, connecting, child) })
 	if c == nil && child {
 		c = t.adopt(e, e.Sock)
 	}
@@ -95,6 +91,22 @@ func (t *Tracker) transition(e *event.Event) {
 	}
 	if e.New == event.StateClose {
 		t.end(c)
+	}
+}
+
+// current returns the connection that the socket of e is known as, nil if it is
+// that of another life. That one is over then, unless a line of a snapshot was
+// ahead of e.
+func (t *Tracker) current(e *event.Event, same func(*Conn) bool) *Conn {
+	for {
+		c := t.bySock.find(e.Sock)
+		if c == nil || same(c) {
+			return c
+		}
+		if c.flags&flagBirth == 0 && c.snapshot > e.Time && !c.sameAddresses(e) {
+			return nil
+		}
+		t.replace(c, e.Time)
 	}
 }
 
@@ -212,9 +224,8 @@ func (t *Tracker) accepted(e *event.Event) {
 		t.stats.Unmatched++
 		return
 	}
-	c := t.bySock.find(e.Sock)
 	dead := e.New == event.StateClose // it was reset in the queue
-	if c != nil {
+	c := t.current(e, func(c *Conn) bool {
 		closed := c.Closed()
 		stale := !c.sameAddresses(e) || closed != 0 && e.Time > closed && t.address && !dead
 		if !stale && t.address {
@@ -222,11 +233,8 @@ func (t *Tracker) accepted(e *event.Event) {
 			first := c.Find(EntryAccepted)
 			stale = first != nil && first.At != e.Time
 		}
-		if stale {
-			t.replace(c, e.Time)
-			c = nil
-		}
-	}
+		return !stale
+	})
 	if c == nil && dead { // and told, and forgotten
 		t.stats.Unmatched++
 		return

@@ -469,3 +469,22 @@ func TestLateLine(t *testing.T) {
 	s.take(a, &event.Event{Time: 4, Sock: 7, Kind: event.KindSnapshot, Old: event.StateEstablished, New: event.StateEstablished}, 4)
 	require.EqualValues(t, 1, a.count()) // another one in its memory
 }
+
+// TestListenersInOneMemory: where sockets are known by their address in memory, one
+// listener's queue is not another's that had it before.
+func TestListenersInOneMemory(t *testing.T) {
+	l := &listeners{all: make(map[listenerKey]*listener)}
+	for i, port := range []uint16{80, 8080} {
+		e := event.Event{Time: int64(i + 1), Sock: 7, Netns: 1, Kind: event.KindListen, Flags: event.FlagProcess, PID: uint32(port),
+			Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port)}
+		e.Listener.ID = 7
+		l.take(0, &e, e.Time)
+		e.Kind, e.Sock, e.Local = event.KindACKOverflow, 9, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.9"), port)
+		l.take(0, &e, e.Time)
+	}
+	require.Len(t, l.all, 2)
+	for _, x := range l.all {
+		require.EqualValues(t, x.pid, x.addr.Port())
+		require.EqualValues(t, 1, x.dropped)
+	}
+}

@@ -169,11 +169,14 @@ type listener struct {
 	grid    *grid[fill]
 }
 
+// listenerKey tells listeners apart. Where sockets are known by their address in
+// memory, others can have had that: on another port, or in another namespace.
 type listenerKey struct {
 	run   int
 	id    uint64
 	netns uint32
-	addr  netip.AddrPort
+	port  uint16
+	addr  netip.AddrPort // where id is not known
 }
 
 type listeners struct {
@@ -202,12 +205,12 @@ func (l *listeners) take(run int, e *event.Event, at int64) {
 	default:
 		return
 	}
-	key := listenerKey{run: run, id: e.Listener.ID}
+	key := listenerKey{run: run, id: e.Listener.ID, netns: e.Netns, port: e.Local.Port()}
 	if key.id == 0 && asListener {
 		key.id = e.Sock
 	}
 	if key.id == 0 {
-		key.netns, key.addr = e.Netns, e.Local
+		key.addr = e.Local
 	}
 	x := l.all[key]
 	if x == nil {

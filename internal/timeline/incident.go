@@ -52,7 +52,8 @@ func (t *Tracker) incident(e *event.Event, kind IncidentKind) {
 			in.Owner.Source = SourceListener
 		}
 	}
-	if l := t.lis[e.Listener.ID]; l != nil && e.Listener.ID != 0 {
+	// What was counted is told late: the identity can be another listener's then.
+	if l := t.lis[e.Listener.ID]; l != nil && e.Listener.ID != 0 && l.Netns == e.Netns && (!e.Local.IsValid() || l.Addr.Port() == e.Local.Port()) {
 		in.Listener = l
 	} else if e.Local.IsValid() && kind != IncidentBindFailed {
 		in.Listener, _ = t.resolve(e.Netns, e.Local)

@@ -69,7 +69,7 @@ type overflow struct {
 	queueLen            uint32
 	syn, ack, rst, sure uint64
 	clients             addresses
-	owners              crew // of the listeners: of several on the address, or one after the other
+	doors               doors
 	wait                time.Duration
 	waited              bool
 }
@@ -108,7 +108,7 @@ func (r *acceptQueueOverflow) Entry(x *Engine, c *timeline.Conn, e *timeline.Ent
 	if l := c.Listener(); l != nil {
 		o.lis = l
 		o.backlog, o.known = l.Backlog, l.BacklogKnown
-		o.owners.add(l.Owner())
+		o.doors.add(l)
 	}
 	o.facts = c.Facts()
 	o.queueLen = max(o.queueLen, o.facts.QueueLen)
@@ -172,9 +172,9 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 		v.Process = process(o.lis.Owner())
 	}
 	limit := Fact{Key: "backlog_limit", Value: int64(o.facts.QueueLimit)}
-	if len(o.owners.seen) > 1 {
+	if owners := o.doors.owners(); len(owners.seen) > 1 {
 		v.Process = nil // no one's alone
-		v.Story += ": listeners of " + o.owners.name()
+		v.Story += ": listeners of " + owners.name()
 		limit.Note = "of the newest listener"
 	}
 	by := limitedBy(o)

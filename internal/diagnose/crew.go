@@ -104,3 +104,36 @@ var docCrew = []DocKey{
 }
 
 const docCrewMeaning = `Processes of one name count together: a loop in a shell starts a new one each time. Not those of different network namespaces, nor of one that was not found.`
+
+// doors are the listening sockets that a finding about one address is of: several
+// at a time (SO_REUSEPORT), or one after the other.
+type doors struct {
+	all  []*timeline.Listener // the newest last
+	more bool                 // than are kept
+}
+
+const maxDoors = 64
+
+func (d *doors) add(l *timeline.Listener) {
+	n := len(d.all)
+	if n > 0 && d.all[n-1] == l {
+		return
+	}
+	if i := slices.Index(d.all, l); i >= 0 {
+		d.all = slices.Delete(d.all, i, i+1)
+	} else if n >= maxDoors {
+		d.all, d.more = slices.Delete(d.all, 0, 1), true
+	}
+	d.all = append(d.all, l)
+}
+
+// owners are those whose the sockets are, as is known by now: of one, that can
+// change, which makes it no other one.
+func (d *doors) owners() *crew {
+	w := new(crew)
+	for _, l := range d.all {
+		w.add(l.Owner())
+	}
+	w.more = d.more && len(w.seen) > 1
+	return w
+}

@@ -65,7 +65,7 @@ type synFlood struct {
 	name             netip.AddrPort
 	lis              *timeline.Listener
 	owner            timeline.Owner
-	owners           crew // of the listeners: of several on the address, or one after the other
+	doors            doors
 	facts            event.Listener
 	queueLen         uint32
 	cookies, dropped uint64
@@ -114,7 +114,7 @@ func (r *synQueueOverflow) Incident(x *Engine, in *timeline.Incident) {
 	f.last = max(f.last, in.At)
 	if in.Listener != nil {
 		f.lis = in.Listener
-		f.owners.add(f.lis.Owner())
+		f.doors.add(f.lis)
 	}
 	if o := in.Owner; o.Known() {
 		f.owner = o
@@ -192,7 +192,8 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	}
 	v.Process = process(owner)
 	limit := Fact{Key: "queue_limit", Value: int64(f.facts.QueueLimit)}
-	if len(f.owners.seen) > 1 {
+	owners := f.doors.owners()
+	if len(owners.seen) > 1 {
 		v.Process = nil // no one's alone
 		limit.Note = "of the newest listener"
 	}
@@ -206,8 +207,8 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	default:
 		v.Story = fmt.Sprintf("SYN queue full: %s", plural(f.cookies, "SYN cookie sent", "SYN cookies sent"))
 	}
-	if v.Process == nil && len(f.owners.seen) > 1 {
-		v.Story += ", by listeners of " + f.owners.name()
+	if len(owners.seen) > 1 {
+		v.Story += ", by listeners of " + owners.name()
 	}
 	looks := f.look()
 	completed := uint64(len(f.completed.m))

@@ -216,7 +216,7 @@ func (t *Tracker) otherLife(c *Conn, e *event.Event) bool {
 		return false
 	case !same:
 		return true // the end of c, and its birth, are on their way; else the next round shows it
-	case c.lport == 0 && e.Local.Port() != 0:
+	case t.address && c.lport == 0 && e.Local.Port() != 0:
 		// Of c, or of the next one to the same server: events will tell.
 		c.last = max(c.last, e.Time)
 		return true

@@ -120,14 +120,11 @@ func refusedBurst(ctx context.Context, env *Env, t *Truth) error {
 	env.Logf("%s[%d] opened %d connections at once", crowd.Comm, crowd.PID, len(conns))
 	// accept() takes them in the order of their handshakes.
 	held, refused := conns[:env.Limit], conns[env.Limit:]
-	err = env.talk(ctx, crowd, exchangeArgs{FDs: descriptors(refused), Read: -1})
+	err = env.talk(ctx, crowd, exchangeArgs{FDs: descriptors(refused), Read: -1, Close: true})
 	if err != nil {
 		return err
 	}
 	if err := env.talk(ctx, crowd, exchangeArgs{FDs: descriptors(held), Write: "hello", Read: 5}); err != nil {
-		return err
-	}
-	if err := crowd.call(ctx, "close", closeArgs{FDs: descriptors(refused)}, nil); err != nil {
 		return err
 	}
 	env.Logf("%d of them were ended by the server", len(refused))

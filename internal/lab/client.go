@@ -61,6 +61,7 @@ type exchangeArgs struct {
 	Write    string
 	Read     int  // bytes to wait for; -1 until the peer's FIN
 	HalfShut bool // shut down the sending side after Write
+	Close    bool // close each as soon as it was read from
 	Within   time.Duration
 }
 
@@ -89,6 +90,11 @@ func (p *participant) exchange(args exchangeArgs) (any, error) {
 		var err error
 		r.Got, r.EOF, err = readAtLeast(fd, args.Read, deadline)
 		r.Errno = errnoOf(err)
+		if args.Close {
+			if err := unix.Close(fd); err != nil {
+				return nil, fmt.Errorf("closing: %w", err)
+			}
+		}
 	}
 	return results, nil
 }

@@ -29,7 +29,7 @@ import (
 )
 
 // patience is how long something that is sure to come may take.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // place is a network namespace in which programs run.
 type place struct {

@@ -22,7 +22,7 @@ The phase helps to guess. Right after the handshake with nothing exchanged: ofte
 
 Not reported: RSTs after this end's own close(), which nobody here can notice, those that find a forgotten socket in CLOSE_WAIT, and those after this end's last words, of which a sender on this host only left something like a TLS close notification unread.
 
-Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's whose server, on this host, left no more than a TLS close notification unread, or that sent no more than a TLS close notification after the server had closed.
+Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that; not one that had waited for accept() longer than --slow-accept), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's whose server, on this host, left no more than a TLS close notification unread, or that sent no more than a TLS close notification after the server had closed.
 
 ` + docCrewMeaning,
 	Counts: "connections",
@@ -82,6 +82,7 @@ const (
 const (
 	mannerOther  = ""
 	mannerProbe  = " probe"  // to a server, with nothing exchanged
+	mannerQueued = " queued" // to a server, with nothing exchanged, after a long wait for accept()
 	mannerServed = " served" // to a server, after an exchange, with nothing of ours on the way
 	mannerLate   = " late"   // to a server whose answer came after the client had closed
 	mannerLeft   = " left"   // to a client whose server, on this host, left as much as a TLS close notification unread
@@ -176,6 +177,10 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 		}
 	case t.BytesSent == 0 && t.BytesReceived == 0:
 		manner = mannerProbe
+		est := c.Find(timeline.EntryEstablished)
+		if est != nil && !c.Accepted() && x.o.Capabilities.HasAccept && e.Since(est) > x.o.SlowAccept {
+			manner = mannerQueued
+		}
 	case phase == phaseCloseWait:
 		manner = mannerLate
 	case phase != phaseCloseWait && exchanged(t) && t.Unacked == 0 && silent <= longSilence &&
@@ -285,6 +290,12 @@ func (f *resetsIn) Describe(x *Engine, v *Verdict) {
 		v.Severity = Info
 		v.Story += ": as a health check or port probe does"
 		v.Fix = []string{"nothing, if it is a health check: let it close with FIN to keep it out of the way"}
+	case f.manner == mannerQueued:
+		v.Story += ": no accept() was seen in that time, for which the client would not wait"
+		v.Fix = []string{
+			"look whether the server accepts in time: `tcptrace sockets` and `ss -ltn` (Recv-Q) show how many connections wait",
+			"nothing, if it is a health check that opens a connection and waits before it closes it",
+		}
 	case f.manner == mannerServed:
 		v.Severity = Info
 		v.Story += ": all that was sent had arrived, as when a client closes without reading to the end"

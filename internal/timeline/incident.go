@@ -2,6 +2,7 @@ package timeline
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/tcptrace/tcptrace/tracer/event"
 )
@@ -52,14 +53,26 @@ func (t *Tracker) incident(e *event.Event, kind IncidentKind) {
 			in.Owner.Source = SourceListener
 		}
 	}
-	// What was counted is told late: the identity can be another listener's then.
-	if l := t.lis[e.Listener.ID]; l != nil && e.Listener.ID != 0 && l.Netns == e.Netns && (!e.Local.IsValid() || l.Addr.Port() == e.Local.Port()) {
+	if l := t.lis[e.Listener.ID]; l != nil && e.Listener.ID != 0 && !t.countedBefore(l, e) {
 		in.Listener = l
 	} else if e.Local.IsValid() && kind != IncidentBindFailed {
 		in.Listener, _ = t.resolve(e.Netns, e.Local)
 	}
 	t.obs.Incident(&in)
 }
+
+// countedBefore reports whether what e counted was another listener's, which had the
+// memory of l before: it is told late. (That a SYN was sent to another port says it
+// of a young one only: TPROXY and sk_lookup programs give a listener those to any.)
+func (t *Tracker) countedBefore(l *Listener, e *event.Event) bool {
+	if !t.address || e.Count == 0 || l.Opened == 0 || e.Time-l.Opened > countedFor {
+		return false
+	}
+	return l.Netns != e.Netns || e.Local.IsValid() && l.Addr.Port() != e.Local.Port()
+}
+
+// countedFor is how long after it happened something counted is told, at most.
+const countedFor = int64(10 * time.Second)
 
 // stray handles a RST without a connection.
 func (t *Tracker) stray(e *event.Event) {

@@ -488,3 +488,22 @@ func TestListenersInOneMemory(t *testing.T) {
 		require.EqualValues(t, 1, x.dropped)
 	}
 }
+
+// TestListenerOfOtherPorts: a listener to which TPROXY gives the SYNs of many ports
+// is one.
+func TestListenerOfOtherPorts(t *testing.T) {
+	l := &listeners{all: make(map[listenerKey]*listener)}
+	e := event.Event{Time: 1, Sock: 7, Netns: 1, Kind: event.KindListen, Flags: event.FlagProcess, PID: 7,
+		Local: netip.AddrPortFrom(netip.IPv4Unspecified(), 15006)}
+	e.Listener.ID = 7
+	l.take(0, &e, e.Time)
+	for port := range uint16(5) {
+		e.Kind, e.Sock, e.Local = event.KindSYNDropped, 0, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.9"), 8080+port)
+		l.take(0, &e, e.Time)
+	}
+	require.Len(t, l.all, 1)
+	for _, x := range l.all {
+		require.EqualValues(t, 15006, x.addr.Port())
+		require.EqualValues(t, 5, x.dropped)
+	}
+}

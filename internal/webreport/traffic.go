@@ -174,14 +174,15 @@ type listener struct {
 type listenerKey struct {
 	run   int
 	id    uint64
-	netns uint32
-	port  uint16
-	addr  netip.AddrPort // where id is not known
+	life  int            // of those that had id
+	netns uint32         // where id is not known
+	addr  netip.AddrPort // the same
 }
 
 type listeners struct {
 	all     map[listenerKey]*listener
-	ignored uint64 // samples of those beyond the bound
+	lives   map[listenerKey]int // the newest of those with more than one, by their first key
+	ignored uint64              // samples of those beyond the bound
 }
 
 // take notes the queue of the listener that an event mentions.
@@ -205,14 +206,26 @@ func (l *listeners) take(run int, e *event.Event, at int64) {
 	default:
 		return
 	}
-	key := listenerKey{run: run, id: e.Listener.ID, netns: e.Netns, port: e.Local.Port()}
+	key := listenerKey{run: run, id: e.Listener.ID}
 	if key.id == 0 && asListener {
 		key.id = e.Sock
 	}
 	if key.id == 0 {
-		key.addr = e.Local
+		key.netns, key.addr = e.Netns, e.Local
 	}
+	first := key
+	key.life = l.lives[first]
 	x := l.all[key]
+	// Only its own port says that it is another one: others' SYNs can be given to it.
+	if asListener && x != nil && x.own && (x.netns != e.Netns || x.addr.Port() != e.Local.Port()) {
+		if key.life++; len(l.all) < maxListeners {
+			if l.lives == nil {
+				l.lives = make(map[listenerKey]int)
+			}
+			l.lives[first] = key.life
+		}
+		x = nil
+	}
 	if x == nil {
 		if len(l.all) >= maxListeners {
 			l.ignored++

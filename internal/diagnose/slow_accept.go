@@ -100,6 +100,7 @@ type acceptQueue struct {
 	taker  timeline.Owner // who accepted last
 	takers int            // different ones, up to 2
 	late   crew           // who accepted late
+	here   bool           // one of them at lis
 	heir   timeline.Owner // who is to accept what waits, as far as that is known
 
 	came        uint64 // connections so far
@@ -134,7 +135,8 @@ func (r *slowAccept) queueOf(c *timeline.Conn) *acceptQueue {
 	q := *p
 	if l != nil {
 		if q.lis != nil && q.lis != l && !l.Shared {
-			q.firstAccept = 0 // another listener at the same address
+			// Another listener at the same address: who accepted there may be gone.
+			q.firstAccept, q.taker, q.takers, q.heir, q.here = 0, timeline.Owner{}, 0, timeline.Owner{}, false
 		}
 		q.lis = l
 		r.lis, r.queue = l, q
@@ -242,6 +244,7 @@ func (r *slowAccept) accepted(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 	q.tooLong(x, wait, length, since, e.At)
 	if o := c.Owner(); o.Source == timeline.SourceAccept {
 		q.late.add(o)
+		q.here = true
 	}
 	n := uint64(1)
 	if tagged(r, c) { // it was reported while it waited
@@ -468,7 +471,7 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 		// Else nobody had come before, and it may have waited for somebody.
 		v.Story += fmt.Sprintf(": %s began to accept %s after listen()", who,
 			timeline.Duration(time.Duration(q.firstAccept-q.lis.Opened)))
-	case q.never > 0 && q.all == 0:
+	case q.never > 0 && q.never >= v.Count:
 		v.Story += fmt.Sprintf(": %s never accepted them", who)
 	default:
 		v.Story += fmt.Sprintf(": %s %s late", who, accepts)
@@ -503,7 +506,7 @@ func (q *acceptQueue) Describe(x *Engine, v *Verdict) {
 // Of a connection that nobody has accepted it is whoever accepts here, where that is
 // one process or one of another name, and else the listener's owner.
 func (q *acceptQueue) who() (o timeline.Owner, several bool) {
-	if o = q.late.last; o.Known() && q.waiting == 0 {
+	if o = q.late.last; o.Known() && q.here && q.waiting == 0 {
 		return o, len(q.late.seen) > 1
 	}
 	shared := q.lis != nil && q.lis.Shared

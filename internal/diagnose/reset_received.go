@@ -22,7 +22,7 @@ The phase helps to guess. Right after the handshake with nothing exchanged: ofte
 
 Not reported: RSTs after this end's own close(), which nobody here can notice, those that find a forgotten socket in CLOSE_WAIT, and those after this end's last words, of which a sender on this host only left something like a TLS close notification unread.
 
-Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that; not one that had waited for accept() longer than --slow-accept), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's whose server, on this host, left no more than a TLS close notification unread, or that sent no more than a TLS close notification after the server had closed.
+Information: a server's connection that was reset before anything was exchanged (a health check or a port probe does that; not one that had waited for accept() longer than --slow-accept, where others of the listener are seen being accepted), within a minute of an exchange and with nothing of the server's on its way (the client closed without reading to the end), or as its answer came after the client had closed (it no longer waited); and a client's whose server, on this host, left no more than a TLS close notification unread, or that sent no more than a TLS close notification after the server had closed.
 
 ` + docCrewMeaning,
 	Counts: "connections",
@@ -47,11 +47,12 @@ Information: a server's connection that was reset before anything was exchanged 
 type resetReceived struct {
 	found   groups[Key, *resetsIn]
 	hangups *immediateClose
+	accepts *slowAccept
 	later   later
 }
 
-func newResetReceived(hangups *immediateClose) *resetReceived {
-	return &resetReceived{found: groups[Key, *resetsIn]{max: 4096}, hangups: hangups}
+func newResetReceived(hangups *immediateClose, accepts *slowAccept) *resetReceived {
+	return &resetReceived{found: groups[Key, *resetsIn]{max: 4096}, hangups: hangups, accepts: accepts}
 }
 
 func (*resetReceived) Code() string { return codeResetReceived }
@@ -178,7 +179,8 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 	case t.BytesSent == 0 && t.BytesReceived == 0:
 		manner = mannerProbe
 		est := c.Find(timeline.EntryEstablished)
-		if est != nil && !c.Accepted() && x.o.Capabilities.HasAccept && e.Since(est) > x.o.SlowAccept {
+		if est != nil && !c.Accepted() && !c.Incomplete() && x.o.Capabilities.HasAccept &&
+			e.Since(est) > x.o.SlowAccept && r.accepts.shows(c) {
 			manner = mannerQueued
 		}
 	case phase == phaseCloseWait:

@@ -8,7 +8,7 @@ import (
 // also the order in which they hear of an event: a rule may look at what the
 // ones before it said of the same connection.
 func newRules() []Rule {
-	ports, hangups := newPortListeners(), newImmediateClose()
+	ports, hangups, accepts := newPortListeners(), newImmediateClose(), newSlowAccept()
 	scans := newSYNScan(ports)
 	return []Rule{
 		newAcceptQueueOverflow(),
@@ -20,7 +20,7 @@ func newRules() []Rule {
 		newCloseWaitLeak(),
 		newFinWaitStuck(),
 		newZeroWindow(),
-		newSlowAccept(),
+		accepts,
 		newConnectRefused(),
 		newConnectTimeout(),
 		newPortExhaustion(),
@@ -34,7 +34,7 @@ func newRules() []Rule {
 		newPAWSRejected(),
 		newAbortedOnMemory(),
 		newResetSent(hangups),
-		newResetReceived(hangups),
+		newResetReceived(hangups, accepts),
 		newFinalACKLost(),
 		newHandshakeTimeout(),
 	}

@@ -99,6 +99,7 @@ type acceptQueue struct {
 	lis    *timeline.Listener
 	taker  timeline.Owner // who accepted last
 	takers int            // different ones, up to 2
+	seen   bool           // some accept(), also by a listener before lis
 	late   crew           // who accepted late
 	here   bool           // one of them at lis
 	heir   timeline.Owner // who is to accept what waits, as far as that is known
@@ -213,6 +214,7 @@ func (r *slowAccept) accepted(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		return // the end of its handshake was not seen
 	}
 	q := r.queueOf(c)
+	q.seen = true
 	if q.firstAccept == 0 {
 		q.firstAccept = e.At
 	}
@@ -252,6 +254,13 @@ func (r *slowAccept) accepted(x *Engine, c *timeline.Conn, e *timeline.Entry) {
 		q.waiting = max(0, q.waiting-1)
 	}
 	x.Report(r, q.key, q, e.At, n, c)
+}
+
+// shows reports whether an accept() of c would have been seen: others of its
+// listener were, or a snapshot found some waiting. There are other ways, see waits.
+func (r *slowAccept) shows(c *timeline.Conn) bool {
+	p := r.found.get(listenerKey(c))
+	return p != nil && ((*p).seen || (*p).longest > 0)
 }
 
 // Changed hears of connections that a snapshot found in the queue.

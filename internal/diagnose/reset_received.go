@@ -103,6 +103,7 @@ var canReset = map[string]bool{
 	codeAcceptQueueOverflow: true, codeImmediateClose: true, codeFinWaitStuck: true, codeZeroWindow: true,
 	codeLocalDrop: true, codeHalfOpen: true, codeKeepaliveTimeout: true, codeRetransmissionTimeout: true,
 	codePAWSRejected: true, codeAbortedOnMemory: true, codeResetSent: true,
+	codeHandshakeTimeout: true, codeResetReceived: true,
 }
 
 func exchanged(t event.Traffic) bool { return t.BytesSent > 0 && t.BytesReceived > 0 }
@@ -158,7 +159,13 @@ func (r *resetReceived) judge(x *Engine, c *timeline.Conn, phase string, e *time
 			return // what the other end left was the last of it
 		}
 		causes = slices.DeleteFunc(Codes(p), func(code string) bool {
-			return !canReset[code] || code == codeAcceptQueueOverflow && !resetByQueue(p)
+			switch code {
+			case codeAcceptQueueOverflow:
+				return !resetByQueue(p)
+			case codeResetReceived: // a RST at both ends has one cause; later, this one met no socket
+				return p.Closed() == 0 || e.At-p.Closed() <= int64(resetSlack)
+			}
+			return !canReset[code]
 		})
 		if i := slices.Index(causes, codeResetSent); i > 0 {
 			causes[0], causes[i] = causes[i], causes[0] // the others alone reset nothing

@@ -560,6 +560,22 @@ func TestSteadyGrowth(t *testing.T) {
 	}
 }
 
+// TestGraver checks that what becomes graver is told at once, however little it grew.
+func TestGraver(t *testing.T) {
+	var b bytes.Buffer
+	r := NewText(&b, TextOptions{Width: 200, Fold: true})
+	v := overflow(diagnose.PhaseNew, 100)
+	v.Severity = diagnose.Info
+	require.NoError(t, r.Verdict(v))
+	for _, severity := range []diagnose.Severity{diagnose.Info, diagnose.Error} {
+		b.Reset()
+		v := overflow(diagnose.PhaseGrowing, 101)
+		v.Severity = severity
+		require.NoError(t, errors.Join(r.Verdict(v), r.Flush()))
+		assert.Equal(t, severity == diagnose.Error, strings.Contains(b.String(), "now 101"))
+	}
+}
+
 // TestCost checks that time is put to events only where it was spent on them.
 func TestCost(t *testing.T) {
 	for _, c := range []struct {

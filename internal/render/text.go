@@ -517,9 +517,10 @@ type verdictKey struct {
 // told is what a verdict said when it was shown in full, and its count when
 // anything of it was shown last.
 type told struct {
-	full  string
-	count uint64
-	at    Stamp
+	full     string
+	severity diagnose.Severity
+	count    uint64
+	at       Stamp
 }
 
 // steady is how long a verdict that grows by less than half of itself goes
@@ -529,7 +530,7 @@ const steady = time.Minute
 
 // news is true if a verdict that holds for more is to be told of again.
 func (t *Text) news(v *Verdict, was told) bool {
-	return !t.o.Fold || v.Phase == diagnose.PhaseFinal || v.Count < was.count ||
+	return !t.o.Fold || v.Phase == diagnose.PhaseFinal || v.Severity != was.severity || v.Count < was.count ||
 		v.Count-was.count >= (was.count+1)/2 || v.Time-was.at >= Stamp(steady)
 }
 
@@ -554,7 +555,7 @@ func (t *Text) Verdict(v *Verdict) error {
 			return t.result()
 		}
 		if v.Phase != diagnose.PhaseFinal {
-			t.told[key] = told{was.full, v.Count, v.Time}
+			t.told[key] = told{was.full, v.Severity, v.Count, v.Time}
 		}
 		grew := ""
 		if passed := time.Duration(v.Time - was.at); was.at != 0 && passed > 0 && v.Count >= was.count {
@@ -582,7 +583,7 @@ func (t *Text) Verdict(v *Verdict) error {
 		t.para("  fix: ", green, Safe(f), plain)
 	}
 	t.print("\n")
-	t.told[key] = told{said(v), v.Count, v.Time}
+	t.told[key] = told{said(v), v.Severity, v.Count, v.Time}
 	return t.result()
 }
 

@@ -173,7 +173,7 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 	}
 	limit := Fact{Key: "backlog_limit", Value: int64(o.facts.QueueLimit)}
 	if owners := o.doors.owners(); len(owners.seen) > 1 {
-		v.Process = nil // no one's alone
+		v.Process, v.Among = nil, o.doors.processes() // no one's alone
 		v.Story += ": listeners of " + owners.name()
 		limit.Note = "of the newest listener"
 	}

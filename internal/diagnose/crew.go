@@ -137,3 +137,15 @@ func (d *doors) owners() *crew {
 	w.more = d.more && len(w.seen) > 1
 	return w
 }
+
+// processes are the same, each once, those of the newest last.
+func (d *doors) processes() []*Process {
+	var list []*Process
+	for _, l := range d.all {
+		p := process(l.Owner())
+		if p != nil && !slices.ContainsFunc(list, func(q *Process) bool { return q.PID == p.PID && q.Comm == p.Comm }) {
+			list = append(list, p)
+		}
+	}
+	return list
+}

@@ -440,7 +440,7 @@ func tagged(rule Rule, c *timeline.Conn) bool { return c.Tag&(1<<ruleIndex(rule)
 
 // tell hands out a copy.
 func (x *Engine) tell(l *live, p Phase) {
-	l.v.Process = nil
+	l.v.Process, l.v.Among = nil, nil
 	l.finding.Describe(x, &l.v)
 	v := l.v
 	v.Examples = slices.Clone(v.Examples)

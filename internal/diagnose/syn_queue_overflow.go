@@ -194,7 +194,7 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	limit := Fact{Key: "queue_limit", Value: int64(f.facts.QueueLimit)}
 	owners := f.doors.owners()
 	if len(owners.seen) > 1 {
-		v.Process = nil // no one's alone
+		v.Process, v.Among = nil, f.doors.processes() // no one's alone
 		limit.Note = "of the newest listener"
 	}
 	switch {

@@ -146,9 +146,10 @@ type Verdict struct {
 	Story      string // one line
 	Subject    Subject
 	Netns      uint32
-	Process    *Process // nil where none is known
-	Count      uint64   // connections or events so far, as the rule's Doc says
-	First      int64    // CLOCK_BOOTTIME, ns
+	Process    *Process   // nil where none is known, or several
+	Among      []*Process // these, where they are several, as far as known
+	Count      uint64     // connections or events so far, as the rule's Doc says
+	First      int64      // CLOCK_BOOTTIME, ns
 	Last       int64
 	Examples   []string // connection IDs, at most 5
 	Evidence   Evidence

@@ -506,7 +506,7 @@ func (m *Machine) asked(v *diagnose.Verdict) bool {
 		return false
 	}
 	if len(f.PIDs)+len(f.Comms)+len(f.Cgroups) > 0 {
-		if v.Process == nil || !f.MatchProcess(v.Process.PID, v.Process.Comm, m.cgroups[v.Process.PID]) {
+		if !ofProcess(v, func(p *diagnose.Process) bool { return f.MatchProcess(p.PID, p.Comm, m.cgroups[p.PID]) }) {
 			return false
 		}
 	}
@@ -515,6 +515,11 @@ func (m *Machine) asked(v *diagnose.Verdict) bool {
 		return c != nil && f.MatchState(c.State())
 	}
 	return true
+}
+
+// ofProcess reports whether a verdict is of a process that is meant, be it with others.
+func ofProcess(v *diagnose.Verdict, meant func(*diagnose.Process) bool) bool {
+	return v.Process != nil && meant(v.Process) || slices.ContainsFunc(v.Among, meant)
 }
 
 // example finds one of the connections that a verdict names: most often the

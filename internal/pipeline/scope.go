@@ -82,8 +82,8 @@ func (m *Machine) meantVerdict(v *diagnose.Verdict) bool {
 	if m.members == nil {
 		return true
 	}
-	if v.Process != nil {
-		return m.members.has(member{v.Process.PID, v.Process.Comm})
+	if v.Process != nil || v.Among != nil {
+		return ofProcess(v, func(p *diagnose.Process) bool { return m.members.has(member{p.PID, p.Comm}) })
 	}
 	return slices.ContainsFunc(v.Examples, func(id string) bool {
 		c := m.example([]string{id})

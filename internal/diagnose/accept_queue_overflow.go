@@ -172,10 +172,8 @@ func (o *overflow) Describe(x *Engine, v *Verdict) {
 		v.Process = process(o.lis.Owner())
 	}
 	limit := Fact{Key: "backlog_limit", Value: int64(o.facts.QueueLimit)}
-	if owners := o.doors.owners(); len(owners.seen) > 1 {
-		v.Process, v.Among = nil, o.doors.processes() // no one's alone
-		v.Story += ": listeners of " + owners.name()
-		limit.Note = "of the newest listener"
+	if names := o.doors.share(v, &limit); names != "" {
+		v.Story += ": listeners of " + names
 	}
 	by := limitedBy(o)
 	wait := Fact{Key: "accept_wait_ms_max", Note: "no accept() seen since"}

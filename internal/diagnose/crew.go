@@ -149,3 +149,15 @@ func (d *doors) processes() []*Process {
 	}
 	return list
 }
+
+// share has a verdict be of all of them where they are several, with the limit of the
+// newest one's queue, and returns their names, "" if it is one's alone.
+func (d *doors) share(v *Verdict, limit *Fact) string {
+	owners := d.owners()
+	if len(owners.seen) < 2 {
+		return ""
+	}
+	v.Process, v.Among = nil, d.processes()
+	limit.Note = "of the newest listener"
+	return owners.name()
+}

@@ -98,12 +98,12 @@ const longSilence = time.Minute
 const resetSlack = 500 * time.Millisecond
 
 // canReset are the verdicts about one end that may be why the other is reset. What
-// the rest tell of does not end a connection.
+// the rest tell of does not end a connection. (Of two more it depends, see judge.)
 var canReset = map[string]bool{
-	codeAcceptQueueOverflow: true, codeImmediateClose: true, codeFinWaitStuck: true, codeZeroWindow: true,
+	codeImmediateClose: true, codeFinWaitStuck: true, codeZeroWindow: true,
 	codeLocalDrop: true, codeHalfOpen: true, codeKeepaliveTimeout: true, codeRetransmissionTimeout: true,
 	codePAWSRejected: true, codeAbortedOnMemory: true, codeResetSent: true,
-	codeHandshakeTimeout: true, codeResetReceived: true,
+	codeHandshakeTimeout: true,
 }
 
 func exchanged(t event.Traffic) bool { return t.BytesSent > 0 && t.BytesReceived > 0 }

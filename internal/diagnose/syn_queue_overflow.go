@@ -192,11 +192,7 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	}
 	v.Process = process(owner)
 	limit := Fact{Key: "queue_limit", Value: int64(f.facts.QueueLimit)}
-	owners := f.doors.owners()
-	if len(owners.seen) > 1 {
-		v.Process, v.Among = nil, f.doors.processes() // no one's alone
-		limit.Note = "of the newest listener"
-	}
+	names := f.doors.share(v, &limit)
 	switch {
 	case f.dropped > 0 && f.cookies > 0:
 		v.Severity = Error
@@ -207,8 +203,8 @@ func (f *synFlood) Describe(x *Engine, v *Verdict) {
 	default:
 		v.Story = fmt.Sprintf("SYN queue full: %s", plural(f.cookies, "SYN cookie sent", "SYN cookies sent"))
 	}
-	if len(owners.seen) > 1 {
-		v.Story += ", by listeners of " + owners.name()
+	if names != "" {
+		v.Story += ", by listeners of " + names
 	}
 	looks := f.look()
 	completed := uint64(len(f.completed.m))

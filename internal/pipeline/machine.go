@@ -161,7 +161,7 @@ func (m *Machine) raw(e *event.Event) {
 	if after := m.tracker.Conn(e.Sock); after != nil {
 		c = after
 	}
-	if c != nil && !c.Agrees(e) { // of another life of the socket
+	if c != nil && !c.SameAddresses(e) { // of another life of the socket
 		c = nil
 	}
 	if c == nil {

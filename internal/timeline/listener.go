@@ -46,7 +46,7 @@ func (t *Tracker) listenerState(e *event.Event) {
 		return // LISTEN to SYN_RECV is a child
 	}
 	if e.New == event.StateClose {
-		t.pastLis[sockHash(e.Sock)%pastListeners] = pastListener{e.Sock, e.Time}
+		t.pastLis[sockHash(e.Sock)%pastListeners] = line{e.Sock, e.Time}
 		l := t.lis[e.Sock]
 		if l == nil || l.Opened > e.Time {
 			t.stats.Unmatched++

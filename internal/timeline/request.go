@@ -49,7 +49,7 @@ func (t *Tracker) request(e *event.Event, p Phase) *Conn {
 		sock = 0 // behind a SYN cookie each ACK makes a request of its own
 	}
 	c := t.bySock.find(sock)
-	if c != nil && (!c.sameAddresses(e) || c.Phase() == PhaseEnded) {
+	if c != nil && (!c.SameAddresses(e) || c.Phase() == PhaseEnded) {
 		t.replace(c, e.Time)
 		c = nil
 	}

@@ -86,7 +86,7 @@ func (t *Tracker) sweep() {
 	}
 }
 
-// line is one of a snapshot.
+// line is a socket at a time, as a snapshot's line tells of it.
 type line struct {
 	sock uint64
 	at   int64
@@ -148,7 +148,7 @@ func (t *Tracker) snapshot(e *event.Event) {
 		case t.otherLife(c, e):
 			t.refused = line{e.Sock, e.Time}
 			return
-		case !c.sameAddresses(e), t.address && closed != 0 && e.Time > closed+settle:
+		case !c.SameAddresses(e), t.address && closed != 0 && e.Time > closed+settle:
 			t.replace(c, e.Time)
 			c = nil
 		case c.Phase() == PhaseEnded:
@@ -208,7 +208,7 @@ func (t *Tracker) snapshot(e *event.Event) {
 // otherLife reports whether a line of a snapshot is of another life of the socket
 // than c, of which events tell.
 func (t *Tracker) otherLife(c *Conn, e *event.Event) bool {
-	same := c.sameAddresses(e)
+	same := c.SameAddresses(e)
 	switch {
 	case e.Time < c.Seen() && (!same || c.lport == 0):
 		return true // it was there before c, whose events overtook this line

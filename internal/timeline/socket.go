@@ -103,7 +103,7 @@ func (t *Tracker) current(e *event.Event, same func(*Conn) bool) *Conn {
 		if c == nil || same(c) {
 			return c
 		}
-		if c.flags&flagBirth == 0 && c.snapshot > e.Time && !c.sameAddresses(e) {
+		if c.flags&flagBirth == 0 && c.snapshot > e.Time && !c.SameAddresses(e) {
 			return nil
 		}
 		t.replace(c, e.Time)
@@ -139,7 +139,7 @@ func entryOf(e *event.Event) EntryKind {
 // rather than to a later one: sockets can connect again, and where identities
 // are addresses they are reused.
 func (t *Tracker) sameLife(c *Conn, e *event.Event, connecting, child bool) bool {
-	if !c.sameAddresses(e) {
+	if !c.SameAddresses(e) {
 		return false
 	}
 	if closed := c.Closed(); closed != 0 && e.Time > closed {
@@ -174,9 +174,9 @@ func (t *Tracker) sameLife(c *Conn, e *event.Event, connecting, child bool) bool
 	return true
 }
 
-// sameAddresses reports whether e can be about c: where both know their
+// SameAddresses reports whether e can be about c: where both know their
 // addresses, they agree.
-func (c *Conn) sameAddresses(e *event.Event) bool {
+func (c *Conn) SameAddresses(e *event.Event) bool {
 	if e.Netns != c.netns {
 		return false
 	}
@@ -190,10 +190,6 @@ func (c *Conn) sameAddresses(e *event.Event) bool {
 	}
 	return true
 }
-
-// Agrees reports whether e can be about c by its addresses: where sockets are
-// known by their address in memory, others had that, too.
-func (c *Conn) Agrees(e *event.Event) bool { return c.sameAddresses(e) }
 
 // replace makes room in the index for another life of the socket of c, which was
 // seen at that time.
@@ -212,7 +208,7 @@ func (t *Tracker) replace(c *Conn, at int64) {
 // find returns the connection of e, which is no birth; nil if there is none.
 func (t *Tracker) find(e *event.Event) *Conn {
 	c := t.bySock.find(e.Sock)
-	if c == nil || !c.sameAddresses(e) {
+	if c == nil || !c.SameAddresses(e) {
 		return nil
 	}
 	return c
@@ -227,7 +223,7 @@ func (t *Tracker) accepted(e *event.Event) {
 	dead := e.New == event.StateClose // it was reset in the queue
 	c := t.current(e, func(c *Conn) bool {
 		closed := c.Closed()
-		stale := !c.sameAddresses(e) || closed != 0 && e.Time > closed && t.address && !dead
+		stale := !c.SameAddresses(e) || closed != 0 && e.Time > closed && t.address && !dead
 		if !stale && t.address {
 			// accept() returns a socket once.
 			first := c.Find(EntryAccepted)

@@ -66,7 +66,7 @@ type Tracker struct {
 	nsOrder  []uint32
 	stock    int // things in all newest inventories
 	lis      map[uint64]*Listener
-	pastLis  [pastListeners]pastListener // those that were closed lately, by hash
+	pastLis  [pastListeners]line // those that were closed lately, by hash
 	lisOrder []*Listener
 	timers   []keepalive
 	missing  []missing
@@ -81,11 +81,6 @@ const pastSocks = 1 << 14
 
 // pastListeners is the same for listeners, which can come back: of each the time.
 const pastListeners = 1 << 10
-
-type pastListener struct {
-	sock uint64
-	at   int64
-}
 
 type ending struct {
 	c   *Conn
